@@ -1,0 +1,1 @@
+"""How a draft speeds up `generate()`: trees, verification, caches, the loop and its hook."""

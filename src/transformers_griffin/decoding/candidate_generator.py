@@ -1,0 +1,278 @@
+"""
+GriffinCandidateGenerator: target features in, drafted tree out.
+
+One drafting round is `depth` passes of the draft. The first reads what the target has verified since the last round,
+each later one a whole level of the tree, which feeds back the regress features of the level before::
+
+    pass 1    (x_{t+1}, F_t) ... newest token with its true feature       -> children of the root
+    pass i    (level i-1 tokens, regress features of their parents)        -> level i
+
+Beam nodes of one level share a position and see the verified prefix, their own ancestors and themselves. When the tree
+is built, the draft's cache forgets the levels and keeps only verified pairs.
+
+Next: `verification.py`.
+"""
+
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.cache_utils import DynamicCache
+from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.utils import logging
+
+from ..modeling_griffin import DEFAULT_TREE, GriffinDraftModel
+from .draft_tree import (
+    CandidatePool,
+    DraftTree,
+    as_attention_mask,
+    build_tree,
+    pool_size,
+    propose_children,
+    stable_top_k,
+)
+
+
+logger = logging.get_logger(__name__)
+
+MAX_DEPTH, MAX_TOP_K, MAX_NODES = 16, 32, 255
+TREE_ATTENTION = ("sdpa", "eager", "flex_attention")
+
+
+class GriffinCandidateGenerator(CandidateGenerator):
+    """
+    Drafts trees (or, with `draft_tree_top_k=1`, chains) with a GRIFFIN draft model.
+
+    [`~GriffinCandidateGenerator.draft_tree`] is what GRIFFIN's own loop uses.
+    [`~GriffinCandidateGenerator.get_candidates`] offers the tree's most probable path to anything that drives a
+    transformers `CandidateGenerator`.
+
+    Args:
+        draft ([`GriffinDraftModel`]): bound to the target.
+        generation_config ([`~transformers.GenerationConfig`], *optional*):
+            Source of the tree settings `num_assistant_tokens`, `draft_tree_depth` and `draft_tree_top_k`; the draft's
+            own by default.
+
+    Raises:
+        ValueError: if the settings cannot form a tree.
+    """
+
+    requires_model_outputs = True
+    model_kwargs_overrides = {"output_hidden_states": True}
+
+    def __init__(self, draft: GriffinDraftModel, generation_config: GenerationConfig | None = None):
+        self.draft = draft
+        self.num_draft_tokens, self.depth, self.top_k = tree_settings(
+            generation_config or draft.generation_config, draft.config.vocab_size
+        )
+        self.cache = DynamicCache(config=draft.config)
+        self.padding_mask: torch.Tensor | None = None  # (batch_size, pairs in the cache), only for padded prompts
+        self.next_position: torch.LongTensor | None = None  # (batch_size, 1): position of the next pair
+        if draft.config._attn_implementation not in TREE_ATTENTION:
+            logger.warning_once(
+                f"The draft's attention implementation {draft.config._attn_implementation!r} takes no tree mask; "
+                "the draft uses 'sdpa' instead."
+            )
+            draft.set_attn_implementation("sdpa")
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of a tree, root included."""
+        return self.num_draft_tokens + 1
+
+    @property
+    def path_length(self) -> int:
+        """Nodes on the longest root path, root included: the most tokens a cycle can emit."""
+        return self.depth + 1
+
+    def make_chain(self) -> None:
+        """Drafts chains from now on, for targets that cannot verify a tree."""
+        self.top_k, self.num_draft_tokens = 1, min(self.num_draft_tokens, self.depth)
+
+    # ------------------------------------------------------------------ drafting
+
+    @torch.no_grad()
+    def draft_tree(
+        self,
+        tokens: torch.LongTensor,
+        features: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        token_embeds: torch.Tensor | None = None,
+    ) -> DraftTree:
+        """
+        Drafts a tree under the newest token.
+
+        Args:
+            tokens (`torch.LongTensor` of shape `(batch_size, new)`):
+                Tokens x_{t+1} that the target chose or read since the last round; the last one is the root.
+            features (`torch.Tensor` of shape `(batch_size, new, hidden_size)`):
+                The target's features F_t, each of the position before its token.
+            padding_mask (`torch.Tensor` of shape `(batch_size, new)`, *optional*): zero where F_t is padding.
+            token_embeds (`torch.Tensor` of shape `(batch_size, new, hidden_size)`, *optional*):
+                Embeddings to read instead of those of `tokens`, for prompts given as embeddings.
+
+        Returns:
+            [`DraftTree`] of `num_nodes` nodes.
+
+        Effects: the draft's cache grows by the new pairs.
+        """
+        predict, regress = self._read_verified(tokens, features, padding_mask, token_embeds)
+        pool = self._grow(predict, regress)
+        return build_tree(tokens[:, -1:], pool, self.num_nodes, self.depth)
+
+    def _read_verified(
+        self,
+        tokens: torch.LongTensor,
+        features: torch.Tensor,
+        padding_mask: torch.Tensor | None,
+        token_embeds: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pass 1; returns predict and regress after the root, each `(batch_size, 1, hidden_size)`."""
+        batch_size, num_new = tokens.shape
+        features = features.to(device=self.draft.device, dtype=self.draft.dtype)
+        if token_embeds is None:
+            token_embeds = self.draft.embed_tokens(tokens)
+        if padding_mask is not None or self.padding_mask is not None:
+            self._extend_padding(padding_mask, batch_size, num_new)
+        if self.next_position is None:
+            self.next_position = torch.zeros(batch_size, 1, dtype=torch.long, device=self.draft.device)
+        steps = torch.arange(num_new, device=self.draft.device)
+        if padding_mask is None:
+            position_ids = self.next_position + steps
+        else:
+            is_real = padding_mask.to(self.draft.device).long()
+            features = features.masked_fill(is_real.unsqueeze(-1) == 0, 0.0)
+            position_ids = self.next_position + (is_real.cumsum(dim=-1) - 1).clamp(min=0)
+        self.next_position = position_ids[:, -1:] + 1
+
+        output = self.draft(
+            inputs_embeds=token_embeds.to(device=self.draft.device, dtype=self.draft.dtype),
+            features=features,
+            position_ids=position_ids,
+            attention_mask=self.padding_mask,
+            past_key_values=self.cache,
+        )
+        return output.predict[:, -1:], output.regress[:, -1:]
+
+    def _extend_padding(self, padding_mask: torch.Tensor | None, batch_size: int, num_new: int) -> None:
+        device, past = self.draft.device, self.cache.get_seq_length()
+        seen = self.padding_mask if self.padding_mask is not None else torch.ones(batch_size, past, device=device)
+        new = padding_mask if padding_mask is not None else torch.ones(batch_size, num_new)
+        self.padding_mask = torch.cat((seen.to(device), new.to(device)), dim=1).long()
+
+    def _grow(self, predict: torch.Tensor, regress: torch.Tensor) -> CandidatePool:
+        """Passes 2 to `depth`: one level of the tree each; the cache is left as it was found."""
+        batch_size, k = predict.shape[0], self.top_k
+        num_verified, device = self.cache.get_seq_length(), self.draft.device
+        position_ids = self.next_position.expand(-1, k)
+        zero = torch.zeros(batch_size, 1, device=device)
+
+        logits = self.draft.compute_logits(predict).to(device)
+        tokens, scores = (level.flatten(1) for level in propose_children(logits, zero, k))
+        parents = torch.full_like(tokens, -1)
+        pool = [(tokens, scores, parents)]
+
+        beam_tokens, beam_scores, beam_regress = tokens, scores, regress.expand(-1, k, -1)
+        beam_pool_index = torch.arange(k, device=device).expand(batch_size, -1)
+        itself = torch.eye(k, dtype=torch.bool, device=device).expand(batch_size, -1, -1)
+        sees_levels = itself  # (batch_size, k, columns of the levels so far): own ancestors and itself
+        for level in range(1, self.depth):
+            output = self.draft(
+                input_ids=beam_tokens,
+                features=beam_regress,
+                position_ids=position_ids + (level - 1),
+                attention_mask=self._level_mask(sees_levels, num_verified),
+                past_key_values=self.cache,
+            )
+            logits = self.draft.compute_logits(output.predict).to(device)
+            child_tokens, child_scores = propose_children(logits, beam_scores, k)
+            child_tokens = child_tokens.flatten(1)
+            first_index = k + (level - 1) * k * k
+            pool.append((child_tokens, child_scores.flatten(1), beam_pool_index.repeat_interleave(k, dim=1)))
+
+            beam_scores, chosen = stable_top_k(child_scores.flatten(1), k)
+            rows = chosen // k  # beam node of the level above
+            beam_tokens, beam_pool_index = child_tokens.gather(1, chosen), first_index + chosen
+            beam_regress = output.regress.gather(1, rows.unsqueeze(-1).expand(-1, -1, output.regress.shape[-1]))
+            parent_sees = sees_levels.gather(1, rows.unsqueeze(-1).expand(-1, -1, sees_levels.shape[-1]))
+            sees_levels = torch.cat((parent_sees, itself), dim=-1)
+        self.cache.crop(-(self.cache.get_seq_length() - num_verified))
+        return CandidatePool(*(torch.cat(parts, dim=1) for parts in zip(*pool, strict=True)))
+
+    def _level_mask(self, sees_levels: torch.BoolTensor, num_verified: int) -> Any:
+        batch_size, k, _ = sees_levels.shape
+        if self.padding_mask is None:
+            sees_prefix = torch.ones(batch_size, k, num_verified, dtype=torch.bool, device=sees_levels.device)
+        else:
+            sees_prefix = self.padding_mask.bool().unsqueeze(1).expand(-1, k, -1)
+        allowed = torch.cat((sees_prefix, sees_levels), dim=-1).unsqueeze(1)
+        return as_attention_mask(allowed, self.draft.config._attn_implementation, self.draft.dtype)
+
+    # ------------------------------------------------------------------ the transformers interface
+
+    def get_candidates(
+        self, input_ids: torch.LongTensor, model_outputs: Any = None, n_last_matches: int = 0, **kwargs: Any
+    ) -> tuple[torch.LongTensor, None]:
+        """
+        Appends the tree's most probable path to `input_ids`, for loops that verify chains.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, length)`): the sequence so far.
+            model_outputs ([`~transformers.utils.ModelOutput`], *optional*):
+                The target's last outputs, with hidden states. Without them (before the first forward) nothing is
+                drafted.
+            n_last_matches (`int`): drafted tokens that were accepted from the last candidates.
+
+        Returns:
+            `(candidate_input_ids, None)`: the candidates are deterministic, so there are no candidate logits.
+        """
+        if model_outputs is None:
+            return input_ids, None
+        features = model_outputs.hidden_states[-1]
+        if self.next_position is None:  # the prompt and its first token
+            features = features[:, : input_ids.shape[1] - 1]
+            tokens = input_ids[:, -features.shape[1] :]
+        else:
+            features = features[:, : n_last_matches + 1]
+            tokens = input_ids[:, -(n_last_matches + 1) :]
+        tree = self.draft_tree(tokens, features)
+        # The likeliest node of the deepest level that the tree reached; its ancestors are the path.
+        deepest = tree.depths.amax(dim=1, keepdim=True)
+        leaf = tree.scores.masked_fill(tree.depths != deepest, float("-inf")).argmax(dim=1)
+        on_path = tree.ancestors[torch.arange(leaf.shape[0], device=leaf.device), leaf]
+        path = tree.tokens[on_path].view(leaf.shape[0], -1)[:, 1:]
+        return torch.cat((input_ids, path.to(input_ids.device)), dim=1), None
+
+
+def tree_settings(generation_config: GenerationConfig, vocab_size: int) -> tuple[int, int, int]:
+    """
+    Reads and checks the tree settings.
+
+    Returns:
+        `(num_assistant_tokens, draft_tree_depth, draft_tree_top_k)`
+
+    Raises:
+        ValueError: if a setting is out of range, or depth and width propose fewer candidates than are to be kept.
+    """
+    values = {name: getattr(generation_config, name, None) or default for name, default in DEFAULT_TREE.items()}
+    num_tokens, depth, top_k = values.values()
+    for name, highest in (
+        ("num_assistant_tokens", MAX_NODES - 1),
+        ("draft_tree_depth", MAX_DEPTH),
+        ("draft_tree_top_k", min(MAX_TOP_K, vocab_size)),
+    ):
+        if not isinstance(values[name], int) or not 1 <= values[name] <= highest:
+            raise ValueError(
+                f"`{name}` is {values[name]!r}, but must be an integer from 1 to {highest}. Set it in "
+                "`draft.generation_config`."
+            )
+    if num_tokens > pool_size(depth, top_k):
+        raise ValueError(
+            f"`num_assistant_tokens` is {num_tokens}, but a tree of `draft_tree_depth`={depth} and "
+            f"`draft_tree_top_k`={top_k} has only {pool_size(depth, top_k)} candidates. Lower `num_assistant_tokens` "
+            "to that, or raise depth or width."
+        )
+    return num_tokens, depth, top_k
+
+
+__all__ = ["GriffinCandidateGenerator", "tree_settings"]

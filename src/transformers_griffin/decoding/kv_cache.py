@@ -1,0 +1,137 @@
+"""
+Keeps the accepted path in a key-value cache and forgets the rest of the tree, in place and on the device.
+
+After verification every attention layer holds the prefix and then one entry per tree node. The accepted nodes move
+to the front of the tree, and the layer is cut behind them::
+
+    prefix | root a b c d e f      accepted: root, b, e
+    prefix | root b e | c d e f    moved
+    prefix | root b e              cut
+
+It knows caches and paths, nothing of trees or models.
+
+Next: `loop.py`.
+"""
+
+import torch
+from transformers.cache_utils import (
+    Cache,
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
+
+
+class StaticFullSlidingLayer(StaticLayer):
+    """
+    A static layer that remembers a sliding-window layer's whole sequence, the window being the mask's affair.
+
+    transformers' own static window overwrites its oldest entries while a tree is written, and they cannot be had back
+    when the tree's nodes are rejected. This one costs the memory of a full-attention layer instead.
+    """
+
+    is_sliding = True
+
+
+# Layers whose entries can be moved and cut one by one. Subclasses hold more than keys and values and do not qualify.
+BRANCHING_LAYERS = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+    StaticFullSlidingLayer,
+    DummyLayer,
+)
+STATIC_LAYERS = (StaticLayer, StaticFullSlidingLayer)
+
+
+def can_branch(cache: Cache) -> bool:
+    """Whether every layer of `cache` can hold a tree and keep one path of it."""
+    return not cache.offloading and all(type(layer) in BRANCHING_LAYERS for layer in cache.layers)
+
+
+def can_roll_back(cache: Cache) -> bool:
+    """Whether every layer of `cache` can forget its newest entries, which is what a chain needs."""
+    return not cache.offloading and cache.is_croppable
+
+
+def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int) -> None:
+    """
+    Makes room for a tree behind the longest sequence, and makes sliding-window layers able to forget it.
+
+    Args:
+        num_nodes (`int`): nodes of a tree, root included.
+        max_length (`int`): tokens of the longest sequence that will be generated, prompt included.
+
+    Effects:
+        Empty static layers grow by the tree; static sliding-window layers are replaced by [`StaticFullSlidingLayer`];
+        dynamic sliding-window layers keep past entries until they are cropped.
+
+    Raises:
+        ValueError: if a static cache that already holds tokens is too small for a tree behind `max_length`.
+    """
+    needed = max_length + num_nodes - 1
+    for idx, layer in enumerate(cache.layers):
+        if type(layer) is StaticSlidingWindowLayer:
+            if layer.get_seq_length() > 0:
+                raise ValueError(
+                    "A static cache with sliding-window layers that already holds tokens cannot verify trees. Pass an "
+                    "empty StaticCache, or a DynamicCache."
+                )
+            cache.layers[idx] = StaticFullSlidingLayer(max_cache_len=needed)
+        elif type(layer) in STATIC_LAYERS and layer.max_cache_len < needed:
+            if layer.get_seq_length() > 0:
+                raise ValueError(
+                    f"The static cache holds {layer.max_cache_len} tokens, but {max_length} tokens and a tree of "
+                    f"{num_nodes} nodes behind them need {needed}. Make it with max_cache_len={needed} or more, or "
+                    "lower `max_new_tokens` or the draft's `num_assistant_tokens`."
+                )
+            cache.layers[idx] = type(layer)(max_cache_len=needed)
+    cache.activate_past_recording()
+
+
+def crop_last(cache: Cache, num_tokens: int) -> None:
+    """
+    Forgets the newest `num_tokens` entries of every layer; 0 still lets sliding layers drop what they no longer need.
+
+    Effects: cuts every layer of `cache` in place.
+    """
+    for layer in cache.layers:
+        if type(layer) in STATIC_LAYERS:
+            if layer.is_initialized:
+                layer.cumulative_length.sub_(num_tokens)
+        else:
+            layer.crop(-num_tokens)
+
+
+def keep_path(cache: Cache, path: torch.LongTensor, num_kept: int, num_nodes: int) -> None:
+    """
+    Keeps `num_kept` nodes of a verified tree, whose entries are the newest `num_nodes` of every layer.
+
+    Args:
+        path (`torch.LongTensor` of shape `(batch_size, path)`): node indices from the root on; `path <= num_nodes`.
+        num_kept (`int`): how many of them stay.
+        num_nodes (`int`): nodes of the tree, root included.
+
+    Effects: moves and cuts the entries of every layer in place.
+    """
+    path = path[:, :num_nodes]
+    for layer in cache.layers:
+        if type(layer) is not DummyLayer and layer.is_initialized:
+            length = layer.cumulative_length if type(layer) in STATIC_LAYERS else layer.keys.shape[-2]
+            for entries in (layer.keys, layer.values):
+                _move_to_front(entries, path.to(entries.device), length - num_nodes)
+    crop_last(cache, num_nodes - num_kept)
+
+
+def _move_to_front(entries: torch.Tensor, path: torch.LongTensor, start: int | torch.Tensor) -> None:
+    """`entries[:, :, start + i] = entries[:, :, start + path[:, i]]` for `(batch_size, heads, kv_len, head_dim)`."""
+    batch_size, heads, _, head_dim = entries.shape
+    source = (start + path)[:, None, :, None].expand(-1, heads, -1, head_dim)
+    target = start + torch.arange(path.shape[1], device=path.device)
+    entries.index_copy_(2, target, entries.gather(2, source))
+
+
+__all__ = ["StaticFullSlidingLayer", "can_branch", "can_roll_back", "crop_last", "keep_path", "prepare_for_tree"]

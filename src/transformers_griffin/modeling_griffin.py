@@ -1,0 +1,480 @@
+"""
+GriffinDraftModel: the network that guesses the target's next features, and from them its next tokens.
+
+The draft at position t reads the token x_{t+1} with the target's feature F_t and returns two estimates of F_{t+1}:
+`predict`, which goes through the target's LM head to give the distribution of x_{t+2}, and `regress`, which is fed
+back as the next feature::
+
+    position            t-1      t      t+1
+    token read          x_t    x_{t+1}  x_{t+2}
+    feature read        F_{t-1}  F_t    F_{t+1}  (or the draft's own regress of one position earlier)
+    predicts the token  x_{t+1} x_{t+2} x_{t+3}
+
+It does not know trees, generation or losses. Embedding and LM head are the target's and are borrowed by reference
+([`GriffinDraftModel.bind`]); a draft neither owns nor saves them.
+
+Notation for shapes: `batch_size`; `seq_len` positions in this pass; `kv_len` positions seen; d = `hidden_size`.
+
+Where the network departs from the paper's text it follows the released checkpoints:
+
+1. Eq. 6 and 7 have biases; the released up and down projections have none (`fusion_mlp_bias`).
+2. The fusion's inner width is the FFN size, not 4d (`fusion_intermediate_size`).
+3. The fused vector is normalised twice, and the inner norm is shared with the token branch.
+4. The decoder layer has no norm before its attention and none at its end: `predict` enters the LM head as it is.
+
+Next: `decoding/draft_tree.py`.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaMLP,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
+from transformers.utils import ModelOutput, logging
+
+from .configuration_griffin import GriffinDraftConfig
+
+
+logger = logging.get_logger(__name__)
+
+# Tree settings of a fresh draft: the paper's 60 positions (root + 59), 6 levels, 10 tokens a level (appendix C).
+DEFAULT_TREE = {"num_assistant_tokens": 59, "draft_tree_depth": 6, "draft_tree_top_k": 10}
+
+
+@dataclass
+class GriffinDraftOutput(ModelOutput):
+    """
+    What a pass of the draft returns.
+
+    Args:
+        predict (`torch.FloatTensor` of shape `(batch_size, seq_len, hidden_size)`):
+            Estimate of the next feature that the target's LM head reads.
+        regress (`torch.FloatTensor` of shape `(batch_size, seq_len, hidden_size)`):
+            Estimate of the next feature that the next pass reads. The same tensor as `predict` without dual head.
+        past_key_values ([`~transformers.Cache`], *optional*):
+            The draft's own key-value cache, when `use_cache`.
+    """
+
+    predict: torch.FloatTensor | None = None
+    regress: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+
+
+class TokenGuidedFusion(nn.Module):
+    """
+    Merges token embedding and feature into the decoder layer's input (TGF, Eq. 5-7).
+
+    With x the token embedding and f the feature, [ ; ] concatenation, N RMSNorm::
+
+        h = W_fc [x ; f] + b_fc                                   (Eq. 5)
+        u = SiLU(W_up [N_in(N_out(h)) ; N_in(s)])                 (Eq. 6)   s = x, or f or h (Tables 5 and 6)
+        g = h + W_down u                                          (Eq. 7)
+
+    With `fusion="concat"` only Eq. 5 remains, which is EAGLE's input layer.
+    """
+
+    def __init__(self, config: GriffinDraftConfig):
+        super().__init__()
+        self.secondary_input = config.fusion_secondary_input
+        self.is_token_guided = config.fusion == "token_guided"
+        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fusion_bias)
+        if self.is_token_guided:
+            width, bias = config.fusion_intermediate_size, config.fusion_mlp_bias
+            self.outer_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.inner_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.up_proj = nn.Linear(2 * config.hidden_size, width, bias=bias)
+            self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
+
+    def forward(self, token_embeds: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            token_embeds (`torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`): embeddings of x_{t+1}.
+            features (`torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`): F_t, or the draft's estimate.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`.
+        """
+        fused = self.fc(torch.cat((token_embeds, features), dim=-1))
+        if not self.is_token_guided:
+            return fused
+        secondary = {"token": token_embeds, "feature": features, "fused": fused}[self.secondary_input]
+        # GRIFFIN: one norm for both branches; the fused branch passes the outer norm first.
+        branches = torch.cat((self.inner_norm(self.outer_norm(fused)), self.inner_norm(secondary)), dim=-1)
+        return fused + self.down_proj(nn.functional.silu(self.up_proj(branches)))
+
+
+class GriffinAttention(LlamaAttention):
+    """Llama attention whose `attention_bias` reaches query, key and value only, as in Qwen2 and released drafts."""
+
+    def __init__(self, config: GriffinDraftConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
+
+
+class TokenEnhancedHead(LlamaMLP):
+    """
+    The last layer's MLP, twice as wide at its end: one half refines predict, the other regress (TEH, Table 8).
+
+    It returns the two *updates*; the layer adds the same residual to both.
+    """
+
+    def __init__(self, config: GriffinDraftConfig):
+        super().__init__(config)
+        self.down_proj = nn.Linear(config.intermediate_size, 2 * config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        predict, regress = super().forward(hidden_states).chunk(2, dim=-1)
+        return predict, regress
+
+
+class GriffinDecoderLayer(GradientCheckpointingLayer):
+    """A Llama layer without input norm (layer 0) that returns a (predict, regress) pair of hidden states."""
+
+    def __init__(self, config: GriffinDraftConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = GriffinAttention(config, layer_idx)
+        # GRIFFIN: the fusion's output enters the first attention without a norm, as in EAGLE.
+        self.input_layernorm = (
+            nn.Identity() if layer_idx == 0 else LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        )
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.has_dual_head = config.dual_head and layer_idx == config.num_hidden_layers - 1
+        self.mlp = TokenEnhancedHead(config) if self.has_dual_head else LlamaMLP(config)
+
+    def forward(self, hidden_states: torch.Tensor, **attention_kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        attention_output, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **attention_kwargs)
+        return self.feed_forward(hidden_states + attention_output)
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Norm, MLP and residual; `hidden_states` and both results of shape `(batch_size, seq_len, hidden_size)`."""
+        update = self.mlp(self.post_attention_layernorm(hidden_states))
+        if self.has_dual_head:
+            return hidden_states + update[0], hidden_states + update[1]
+        output = hidden_states + update
+        return output, output
+
+
+class GriffinDraftModel(PreTrainedModel):
+    """
+    The GRIFFIN draft model (arXiv 2502.11018, Sec. 4).
+
+    Pass it to the target's `generate()`:
+
+    ```python
+    >>> draft = AutoModel.from_pretrained("user/griffin-draft")  # doctest: +SKIP
+    >>> target.generate(**inputs, assistant_model=draft)  # doctest: +SKIP
+    ```
+
+    Tree settings are in `draft.generation_config`: `num_assistant_tokens` (drafted tokens verified per cycle, root
+    excluded), `draft_tree_depth` (levels) and `draft_tree_top_k` (tokens kept per level).
+    """
+
+    config: GriffinDraftConfig
+    config_class = GriffinDraftConfig
+    base_model_prefix = "draft"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GriffinDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: GriffinDraftConfig):
+        super().__init__(config)
+        self.fusion = TokenGuidedFusion(config)
+        self.layers = nn.ModuleList(GriffinDecoderLayer(config, idx) for idx in range(config.num_hidden_layers))
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.generation_config = GenerationConfig(**DEFAULT_TREE)
+        self._unbind()
+        self.post_init()
+
+    # ------------------------------------------------------------------ the target's embedding and head
+
+    def bind(self, target: PreTrainedModel) -> "GriffinDraftModel":
+        """
+        Borrows the target's embedding and LM head by reference; `generate()` and the trainer do this themselves.
+
+        Args:
+            target ([`~transformers.PreTrainedModel`]): a causal language model with embedding and LM head.
+
+        Returns:
+            The draft itself.
+
+        Effects:
+            The draft refers to the target's modules. They are not registered as submodules: `parameters()`,
+            `state_dict()`, `to()` and `save_pretrained()` do not see them.
+
+        Raises:
+            ValueError: if hidden size, vocabulary size or model type of the target are not those the draft was made
+                for, or the target has no embedding or LM head of that width.
+        """
+        text_config = target.config.get_text_config(decoder=True)
+        self._check_fits(text_config)
+        embedding, head = target.get_input_embeddings(), target.get_output_embeddings()
+        if embedding is None or head is None:
+            raise ValueError(
+                f"The target {type(target).__name__} has no input embedding or no LM head, so no draft can borrow them. "
+                "Load it as a causal language model (`AutoModelForCausalLM`)."
+            )
+        if embedding.weight.shape[-1] != self.config.hidden_size:
+            raise ValueError(
+                f"The target's embedding is {embedding.weight.shape[-1]} wide and its features are "
+                f"{self.config.hidden_size} wide. A draft needs both to be equal."
+            )
+        # Kept out of nn.Module's registry: borrowed, not owned.
+        self.__dict__["_target_embedding"] = embedding
+        self.__dict__["_target_head"] = head
+        self.__dict__["_logit_scale"] = _logit_scale(text_config)
+        self.__dict__["_logit_softcap"] = getattr(text_config, "final_logit_softcapping", None)
+        return self
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the draft has met a target."""
+        return self._target_embedding is not None
+
+    def embed_tokens(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """The target's embeddings of `input_ids` (any shape), on the draft's device and in its dtype."""
+        self._require_target()
+        embeds = self._target_embedding(input_ids.to(self._target_embedding.weight.device))
+        return embeds.to(device=self.device, dtype=self.dtype)
+
+    def compute_logits(self, predict: torch.Tensor) -> torch.Tensor:
+        """
+        Reads predict features with the target's LM head.
+
+        Args:
+            predict (`torch.Tensor` of shape `(..., hidden_size)`): predict features, or the target's own features.
+
+        Returns:
+            `torch.Tensor` of shape `(..., vocab_size)`, in the head's dtype and on its device. Logit scale and
+            soft-capping of the target's configuration are applied, so that drafted probabilities are comparable.
+        """
+        self._require_target()
+        weight = self._target_head.weight
+        logits = self._target_head(predict.to(device=weight.device, dtype=weight.dtype))
+        if self._logit_scale != 1.0:
+            logits = logits * self._logit_scale
+        if self._logit_softcap is not None:
+            logits = self._logit_softcap * torch.tanh(logits / self._logit_softcap)
+        return logits
+
+    def _unbind(self) -> None:
+        self.__dict__.update(_target_embedding=None, _target_head=None, _logit_scale=1.0, _logit_softcap=None)
+
+    def _require_target(self) -> None:
+        if not self.is_bound:
+            raise RuntimeError(
+                "This draft is not bound to a target, and it has no embedding or LM head of its own. Pass it to "
+                "`target.generate(..., assistant_model=draft)` or call `draft.bind(target)` first."
+            )
+
+    def _check_fits(self, text_config: PreTrainedConfig) -> None:
+        for name, is_value, must in (
+            ("hidden size", text_config.hidden_size, self.config.hidden_size),
+            ("vocabulary size", text_config.vocab_size, self.config.vocab_size),
+        ):
+            if is_value != must:
+                raise ValueError(
+                    f"This draft was made for a target with {name} {must}, but the target's is {is_value}. Use a "
+                    "draft trained for this target, or make a fresh one with `GriffinDraftModel.from_target(target)`."
+                )
+        made_for = self.config.target_model_type
+        if made_for is not None and made_for != text_config.model_type:
+            raise ValueError(
+                f"This draft was made for a target of type {made_for!r}, but the target is {text_config.model_type!r}. "
+                "Use a draft trained for this target, or set `draft.config.target_model_type = None` if you know that "
+                "both have the same features."
+            )
+
+    # ------------------------------------------------------------------ making, saving, loading
+
+    @classmethod
+    def from_target(cls, target: PreTrainedModel, **config_overrides: Any) -> "GriffinDraftModel":
+        """
+        Builds a fresh draft, with random weights, that fits a target and is bound to it.
+
+        Args:
+            target ([`~transformers.PreTrainedModel`]): any causal language model.
+            config_overrides: fields of [`GriffinDraftConfig`], for example `fusion="concat"`.
+
+        Returns:
+            [`GriffinDraftModel`]: on the target's device and in its dtype.
+        """
+        draft = cls(draft_config_for(target.config, **config_overrides))
+        draft.config.target_name_or_path = target.config.name_or_path or None
+        head = target.get_output_embeddings()
+        return draft.to(device=target.device if head is None else head.weight.device, dtype=target.dtype).bind(target)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Saves the draft's own weights, its config and its tree settings (`generation_config.json`)."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            self.generation_config.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any
+    ) -> "GriffinDraftModel":
+        """Loads a draft with its tree settings; arguments as for every transformers model."""
+        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        draft = loaded[0] if kwargs.get("output_loading_info") else loaded
+        # A model that cannot generate by itself gets no generation config from transformers.
+        try:
+            draft.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+        except OSError:
+            logger.warning(
+                f"{pretrained_model_name_or_path} has no generation_config.json; using the default tree {DEFAULT_TREE}."
+            )
+        return loaded
+
+    # ------------------------------------------------------------------ a pass
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        features: torch.FloatTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> GriffinDraftOutput | tuple[torch.Tensor, ...]:
+        """
+        One pass over (token, feature) pairs.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*):
+                Tokens x_{t+1}: shifted by one against `features`. Needs a bound draft.
+            features (`torch.FloatTensor` of shape `(batch_size, seq_len, hidden_size)`):
+                Features F_t, or the draft's regress estimates of them.
+            position_ids (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*):
+                Position t of each *feature*; consecutive after the cache when not given.
+            attention_mask (`torch.Tensor`, *optional*):
+                As in every transformers model: `(batch_size, kv_len)` for padding, or a prepared 4-D mask.
+            past_key_values ([`~transformers.Cache`], *optional*): the draft's own cache.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, seq_len, hidden_size)`, *optional*):
+                The target's embeddings of x_{t+1} instead of `input_ids`.
+            use_cache (`bool`, *optional*): whether to make a cache when none is given.
+
+        Returns:
+            [`GriffinDraftOutput`], or a tuple `(predict, regress, past_key_values)` with `return_dict=False`.
+
+        Raises:
+            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, or `features` is missing or of
+                another shape.
+            RuntimeError: if `input_ids` are given to a draft that is not bound to a target.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if features is None or features.shape != inputs_embeds.shape:
+            found = None if features is None else tuple(features.shape)
+            raise ValueError(
+                f"`features` has shape {found}, but every token needs one: {tuple(inputs_embeds.shape)} expected."
+            )
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = past_length + torch.arange(features.shape[1], device=features.device).unsqueeze(0)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+
+        hidden_states = self.fusion(inputs_embeds, features.to(inputs_embeds.dtype))
+        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        for layer in self.layers:
+            predict, regress = layer(
+                hidden_states,
+                attention_mask=mask,
+                position_ids=position_ids,
+                position_embeddings=position_embeddings,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+            hidden_states = predict
+        output = GriffinDraftOutput(predict=predict, regress=regress, past_key_values=past_key_values)
+        return output if return_dict else output.to_tuple()
+
+
+# What `GenerationConfig.from_pretrained` understands of the arguments of `from_pretrained`.
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+def draft_config_for(target_config: PreTrainedConfig, **overrides: Any) -> GriffinDraftConfig:
+    """
+    Derives a draft's configuration from a target's: same width, vocabulary and positions, one layer of its shape.
+
+    Args:
+        target_config ([`~transformers.PreTrainedConfig`]): configuration of any causal language model.
+        overrides: fields of [`GriffinDraftConfig`] that replace the derived ones.
+    """
+    text = target_config.get_text_config(decoder=True)
+    hidden_size, num_heads = text.hidden_size, text.num_attention_heads
+    num_kv_heads = getattr(text, "num_key_value_heads", None) or num_heads
+    fields: dict[str, Any] = {
+        "vocab_size": text.vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": getattr(text, "intermediate_size", None) or 4 * hidden_size,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_kv_heads if num_heads % num_kv_heads == 0 else num_heads,
+        "head_dim": _head_dim(text),
+        "max_position_embeddings": getattr(text, "max_position_embeddings", None) or 2048,
+        "rms_norm_eps": _first_of(text, "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon") or 1e-6,
+        "rope_parameters": _rope_parameters(text),
+        "pad_token_id": text.pad_token_id,
+        "target_model_type": text.model_type,
+    }
+    return GriffinDraftConfig(**(fields | overrides))
+
+
+def _head_dim(text: PreTrainedConfig) -> int:
+    # Latent attention (DeepSeek) has several head widths; the draft's attention is an ordinary one.
+    head_dim = None if getattr(text, "kv_lora_rank", None) else getattr(text, "head_dim", None)
+    head_dim = head_dim or max(2, text.hidden_size // text.num_attention_heads)
+    return head_dim + head_dim % 2  # rotary embeddings turn pairs of channels
+
+
+def _rope_parameters(text: PreTrainedConfig) -> dict[str, Any]:
+    """The target's RoPE settings where the draft's full rotation can use them, else plain RoPE."""
+    rope = getattr(text, "rope_parameters", None) or {}
+    rope = rope.get("full_attention", rope) or {}  # models with one set per layer type
+    if rope.get("partial_rotary_factor", 1.0) != 1.0 or rope.get("rope_type", "default") in ("default", "longrope"):
+        return {"rope_type": "default", "rope_theta": rope.get("rope_theta", 10000.0)}
+    return {name: value for name, value in rope.items() if name != "partial_rotary_factor"}
+
+
+def _logit_scale(text: PreTrainedConfig) -> float:
+    """Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`."""
+    return (_first_of(text, "logit_scale") or 1.0) / (_first_of(text, "logits_scaling") or 1.0)
+
+
+def _first_of(config: PreTrainedConfig, *names: str) -> Any:
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+
+
+__all__ = ["GriffinDraftModel", "GriffinDraftOutput", "draft_config_for"]
