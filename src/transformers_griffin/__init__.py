@@ -1,0 +1,57 @@
+"""
+GRIFFIN speculative decoding for transformers: the same tokens from `generate()`, sooner.
+
+Importing the package registers the Auto classes and installs the `generate()` hook. Everything beyond what these two
+need is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoModel
+
+from .configuration_griffin import GriffinDraftConfig
+from .decoding import generate_hook
+from .modeling_griffin import GriffinDraftModel
+
+
+__version__ = "0.1.0.dev0"
+
+AutoConfig.register(GriffinDraftConfig.model_type, GriffinDraftConfig, exist_ok=True)
+AutoModel.register(GriffinDraftConfig, GriffinDraftModel, exist_ok=True)
+generate_hook.install()
+
+if TYPE_CHECKING:
+    from .conversion import convert_checkpoint
+    from .decoding.candidate_generator import GriffinCandidateGenerator
+    from .decoding.outputs import GriffinGenerateOutput
+    from .training import GriffinTrainer, GriffinTrainingArguments
+
+_LAZY = {
+    "GriffinCandidateGenerator": ".decoding.candidate_generator",
+    "GriffinGenerateOutput": ".decoding.outputs",
+    "GriffinTrainer": ".training",
+    "GriffinTrainingArguments": ".training",
+    "convert_checkpoint": ".conversion",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
+
+
+__all__ = [
+    "GriffinCandidateGenerator",
+    "GriffinDraftConfig",
+    "GriffinDraftModel",
+    "GriffinGenerateOutput",
+    "GriffinTrainer",
+    "GriffinTrainingArguments",
+    "convert_checkpoint",
+]

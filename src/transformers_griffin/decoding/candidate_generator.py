@@ -104,7 +104,8 @@ class GriffinCandidateGenerator(CandidateGenerator):
 
         Args:
             tokens (`torch.LongTensor` of shape `(batch_size, new)`):
-                Tokens x_{t+1} that the target chose or read since the last round; the last one is the root.
+                Tokens x_{t+1} that the target chose or read since the last round; the last one is the root (and the
+                only one that is read when `token_embeds` are given).
             features (`torch.Tensor` of shape `(batch_size, new, hidden_size)`):
                 The target's features F_t, each of the position before its token.
             padding_mask (`torch.Tensor` of shape `(batch_size, new)`, *optional*): zero where F_t is padding.
@@ -128,7 +129,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
         token_embeds: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Pass 1; returns predict and regress after the root, each `(batch_size, 1, hidden_size)`."""
-        batch_size, num_new = tokens.shape
+        batch_size, num_new = features.shape[:2]
         features = features.to(device=self.draft.device, dtype=self.draft.dtype)
         if token_embeds is None:
             token_embeds = self.draft.embed_tokens(tokens)

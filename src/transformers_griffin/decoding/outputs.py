@@ -1,0 +1,121 @@
+"""
+What `generate(return_dict_in_generate=True)` returns: plain decoding's outputs, plus the acceptance lengths.
+
+Next: `loop.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.cache_utils import Cache
+from transformers.generation import GenerateDecoderOnlyOutput
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class GriffinGenerateOutput(GenerateDecoderOnlyOutput):
+    """
+    [`~transformers.generation.GenerateDecoderOnlyOutput`] with what a draft achieved.
+
+    Args:
+        acceptance_lengths (`list[list[int]]`):
+            For each row, tokens emitted by each cycle (accepted draft tokens + 1, less what was cut at the end). The
+            token that the prefill yields belongs to no cycle; the mean over cycles is tau.
+    """
+
+    acceptance_lengths: list[list[int]] | None = None
+
+
+class OutputRecorder:
+    """Collects scores, logits, hidden states and attentions, one entry per emitted token as in plain decoding."""
+
+    def __init__(self, generation_config: GenerationConfig):
+        wanted = generation_config.return_dict_in_generate
+        self.returns_dict = bool(wanted)
+        self.scores: tuple | None = () if wanted and generation_config.output_scores else None
+        self.logits: tuple | None = () if wanted and generation_config.output_logits else None
+        self.hidden_states: tuple | None = () if wanted and generation_config.output_hidden_states else None
+        self.attentions: tuple | None = () if wanted and generation_config.output_attentions else None
+
+    def add_prefill(self, outputs: ModelOutput) -> None:
+        """The prompt's entries; logits and states of the first token."""
+        if self.logits is not None:
+            self.logits += (outputs.logits[:, -1].float(),)
+        if self.hidden_states is not None:
+            self.hidden_states += (outputs.hidden_states,)
+        if self.attentions is not None:
+            self.attentions += (outputs.attentions,)
+
+    def add_cycle(self, outputs: ModelOutput, path: torch.LongTensor, prefix_length: int) -> None:
+        """
+        One entry for each node of the kept path.
+
+        Args:
+            outputs ([`~transformers.utils.ModelOutput`]): of the verification.
+            path (`torch.LongTensor` of shape `(batch_size, kept)`): node indices from the root on.
+            prefix_length (`int`): cache entries before the root.
+        """
+        if self.logits is not None:
+            logits = _rows(outputs.logits, path).float()
+            self.logits += tuple(logits.unbind(dim=1))
+        if self.hidden_states is not None:
+            layers = [_rows(states, path) for states in outputs.hidden_states]
+            self.hidden_states += tuple(tuple(s[:, i : i + 1] for s in layers) for i in range(path.shape[1]))
+        if self.attentions is not None:
+            num_nodes = outputs.logits.shape[1]
+            self.attentions += tuple(
+                tuple(_attention_of(weights, path, i, prefix_length, num_nodes) for weights in outputs.attentions)
+                for i in range(path.shape[1])
+            )
+
+    def finish(
+        self, sequences: torch.LongTensor, cache: Cache, acceptance_lengths: list[list[int]]
+    ) -> GriffinGenerateOutput | torch.LongTensor:
+        """What `generate()` returns."""
+        if not self.returns_dict:
+            return sequences
+        return GriffinGenerateOutput(
+            sequences=sequences,
+            scores=self.scores,
+            logits=self.logits,
+            attentions=self.attentions,
+            hidden_states=self.hidden_states,
+            past_key_values=cache,
+            acceptance_lengths=acceptance_lengths,
+        )
+
+
+def _rows(states: torch.Tensor, path: torch.LongTensor) -> torch.Tensor:
+    """`(batch_size, n_nodes, width)` -> `(batch_size, kept, width)`."""
+    return states.gather(1, path.to(states.device).unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+
+
+def _attention_of(
+    weights: torch.Tensor | None, path: torch.LongTensor, step: int, prefix_length: int, num_nodes: int
+) -> torch.Tensor | None:
+    """
+    The attention of one path node as plain decoding would show it: columns of prefix and path, in order.
+
+    `weights` has shape `(batch_size, heads, n_nodes, kv_len)`; its columns end with the tree, or, in a static cache,
+    start with the prefix. The result has shape `(batch_size, heads, 1, prefix + step + 1)`.
+    """
+    if weights is None:
+        return None
+    kv_len = weights.shape[-1]
+    # Dynamic layers return prefix + tree (sliding ones the visible part of it); static ones a longer buffer.
+    first_node = min(prefix_length, kv_len - num_nodes)
+    path = path.to(weights.device)
+    row = weights.gather(2, path[:, None, step : step + 1, None].expand(-1, weights.shape[1], -1, kv_len))
+    columns = (first_node + path[:, None, None, : step + 1]).expand(-1, weights.shape[1], -1, -1)
+    return torch.cat((row[..., :first_node], row.gather(3, columns)), dim=-1)
+
+
+def wanted_outputs(generation_config: GenerationConfig) -> dict[str, Any]:
+    """Keyword arguments that make the target's forward return what the answer shall hold."""
+    names = ("output_attentions", "output_hidden_states")
+    return {name: True for name in names if getattr(generation_config, name, None)}
+
+
+__all__ = ["GriffinGenerateOutput", "OutputRecorder", "wanted_outputs"]

@@ -1,0 +1,224 @@
+"""
+The target's side of a cycle: prefill, and one forward over all nodes of a tree or a chain.
+
+It turns a tree into what a stock transformers model reads (4-D masks, one per kind of attention layer, and per-depth
+positions), taps the features on the way to the LM head, and decides whether this target can verify trees at all.
+
+Next: `outputs.py`.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.cache_utils import Cache, get_layer_types_and_kwargs
+from transformers.utils import ModelOutput, logging
+
+from .candidate_generator import TREE_ATTENTION
+from .draft_tree import DraftTree, as_attention_mask, tree_attention_mask
+from .kv_cache import can_branch, can_roll_back
+
+
+logger = logging.get_logger(__name__)
+
+MASKED_KINDS = {"full_attention", "sliding_attention"}
+
+
+class TargetForward:
+    """
+    Runs the target for the loop.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]): the model whose output must not change.
+        generation_config ([`~transformers.GenerationConfig`]): as prepared by `generate()`.
+        model_kwargs (`dict`): as prepared by `generate()`, with the cache in `past_key_values`.
+
+    Raises:
+        ValueError: if the cache can neither branch nor forget its newest tokens.
+    """
+
+    def __init__(self, target: PreTrainedModel, generation_config: GenerationConfig, model_kwargs: dict[str, Any]):
+        self.target = target
+        self.generation_config = generation_config
+        self.model_kwargs = model_kwargs
+        self.cache: Cache = model_kwargs["past_key_values"]
+        self.text_config = target.config.get_text_config(decoder=True)
+        self.verifies_trees = not (reason := why_no_tree(target, self.cache))
+        if not self.verifies_trees:
+            if not can_roll_back(self.cache):
+                raise ValueError(
+                    f"{type(target).__name__} cannot be sped up by a draft with this cache: {reason}, and the cache "
+                    "cannot forget rejected tokens either. Use the default dynamic cache, or a model whose layers are "
+                    "all attention."
+                )
+            logger.warning_once(f"{type(target).__name__} verifies chains instead of trees: {reason}.")
+        self.features: list[torch.Tensor] = []
+        self.cache_length = 0
+        self.position_of_slot: torch.Tensor | None = None
+
+    # ------------------------------------------------------------------ forwards
+
+    def prefill(self, input_ids: torch.LongTensor) -> tuple[ModelOutput, torch.Tensor]:
+        """
+        Reads the prompt, in chunks when `prefill_chunk_size` is set.
+
+        Returns:
+            the outputs, and the features of all tokens read now, of shape `(batch_size, read, hidden_size)`.
+        """
+        positions = self.model_kwargs.get("position_ids")
+        with self._tapped_features():
+            outputs = self.target._prefill(
+                input_ids,
+                self.generation_config,
+                self.model_kwargs,
+                is_first_iteration=not self.generation_config.is_assistant,
+            )
+        self.cache_length = int(self.cache.get_seq_length())
+        if positions is not None:
+            # Position of a slot = slot + this; padding on the left makes it negative.
+            self.position_of_slot = positions[..., -1:] + 1 - self.cache_length
+        self.cache.activate_past_recording()
+        return outputs, self._take_features()
+
+    def verify(self, tree: DraftTree, input_ids: torch.LongTensor) -> tuple[ModelOutput, torch.Tensor]:
+        """
+        One forward over all nodes.
+
+        Args:
+            tree ([`DraftTree`]): a chain where the target verifies no trees.
+            input_ids (`torch.LongTensor` of shape `(batch_size, length)`): the sequence, the root its last token.
+
+        Returns:
+            the outputs, with logits of shape `(batch_size, n_nodes, vocab_size)`, and the nodes' features of shape
+            `(batch_size, n_nodes, hidden_size)`.
+
+        Effects: the cache grows by `n_nodes` entries.
+        """
+        model_inputs = self._tree_inputs(tree) if self.verifies_trees else self._chain_inputs(tree, input_ids)
+        with self._tapped_features():
+            outputs = self.target(**model_inputs, return_dict=True)
+        return outputs, self._take_features()
+
+    def _tree_inputs(self, tree: DraftTree) -> dict[str, Any]:
+        device = self.target.device
+        model_inputs: dict[str, Any] = {
+            **self._other_kwargs(),
+            "input_ids": tree.tokens.to(device),
+            "attention_mask": self._tree_masks(tree),
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+        if self.position_of_slot is not None:
+            model_inputs["position_ids"] = (tree.depths + self.cache_length).to(device) + self.position_of_slot
+        return model_inputs
+
+    def _tree_masks(self, tree: DraftTree) -> Any:
+        """One mask, or one for each kind of layer where the model has several."""
+        masks = {}
+        for kind, (layer_idx, sliding_window) in attention_kinds(self.text_config).items():
+            kv_length, kv_offset = self.cache.get_mask_sizes(tree.tokens.shape[1], layer_idx)
+            allowed = tree_attention_mask(
+                tree, self.cache_length, kv_length, kv_offset, sliding_window, self._padding_mask()
+            )
+            masks[kind] = as_attention_mask(
+                allowed.to(self.target.device), self.text_config._attn_implementation, self.target.dtype
+            )
+        return masks if len(masks) > 1 else masks.popitem()[1]
+
+    def _padding_mask(self, num_more: int = 0) -> torch.Tensor | None:
+        """`(batch_size, cache_length + num_more)`, zero where the prompt was padded; None without padding."""
+        mask = self.model_kwargs.get("attention_mask")
+        if mask is None:
+            return None
+        return torch.nn.functional.pad(mask, (0, self.cache_length + num_more - mask.shape[1]), value=1)
+
+    def _chain_inputs(self, tree: DraftTree, input_ids: torch.LongTensor) -> dict[str, Any]:
+        num_nodes = tree.tokens.shape[1]
+        kwargs = self._other_kwargs() | {
+            "attention_mask": self._padding_mask(num_nodes),
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+        if self.position_of_slot is not None:
+            slots = torch.arange(self.cache_length + num_nodes, device=self.position_of_slot.device)
+            kwargs["position_ids"] = (slots + self.position_of_slot).clamp(min=0)
+        candidate_ids = torch.cat((input_ids, tree.tokens[:, 1:]), dim=1)
+        model_inputs = self.target.prepare_inputs_for_generation(
+            candidate_ids, next_sequence_length=num_nodes, is_first_iteration=False, **kwargs
+        )
+        if "logits_to_keep" in model_inputs:
+            model_inputs["logits_to_keep"] = num_nodes
+        return model_inputs
+
+    def _other_kwargs(self) -> dict[str, Any]:
+        """What else the user gave for the forward, with the outputs that the answer shall hold."""
+        handled = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "inputs_embeds")
+        others = {name: value for name, value in self.model_kwargs.items() if name not in handled}
+        return {name: value for name, value in others.items() if not name.endswith("token_type_ids")}
+
+    # ------------------------------------------------------------------ features
+
+    @contextmanager
+    def _tapped_features(self) -> Iterator[None]:
+        """Collects what the LM head reads: the base model's last hidden state, after its final norm."""
+
+        def tap(module: torch.nn.Module, args: Any, output: Any) -> None:
+            self.features.append(output[0])
+
+        handle = self.target.base_model.register_forward_hook(tap)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _take_features(self) -> torch.Tensor:
+        features, self.features = torch.cat(self.features, dim=1), []
+        return features
+
+    @contextmanager
+    def tree_attention(self) -> Iterator[None]:
+        """While open, the target's attention takes tree masks; says so once where that means another implementation."""
+        implementation = self.text_config._attn_implementation
+        if implementation in TREE_ATTENTION or not self.verifies_trees:
+            yield
+            return
+        logger.warning_once(
+            f"{type(self.target).__name__} runs with {implementation!r}, which takes no tree mask: prompts are read with "
+            "it, trees are verified with 'sdpa'."
+        )
+        self.target.set_attn_implementation("sdpa")
+        try:
+            yield
+        finally:
+            self.target.set_attn_implementation(implementation)
+
+
+def attention_kinds(text_config: Any) -> dict[str, tuple[int, int | None]]:
+    """
+    The kinds of attention layers of a model: kind -> (its first layer with a cache, its sliding window).
+    """
+    kinds: dict[str, tuple[int, int | None]] = {}
+    for layer_idx, (kind, kwargs) in enumerate(zip(*get_layer_types_and_kwargs(text_config), strict=True)):
+        if kind != "dummy":
+            kinds.setdefault(kind, (layer_idx, kwargs.get("sliding_window")))
+    return kinds
+
+
+def why_no_tree(target: PreTrainedModel, cache: Cache) -> str | None:
+    """Why a target cannot verify a tree with one forward, or None if it can."""
+    text_config = target.config.get_text_config(decoder=True)
+    if "position_ids" not in inspect.signature(target.forward).parameters:
+        return "its forward takes no position_ids"
+    if getattr(text_config, "alibi", False):
+        return "its ALiBi biases follow cache slots, not positions"
+    if unknown := set(attention_kinds(text_config)) - MASKED_KINDS:
+        return f"it has layers of kind {', '.join(sorted(unknown))}"
+    if not can_branch(cache):
+        return f"its {type(cache).__name__} cannot hold several continuations"
+    return None
+
+
+__all__ = ["TargetForward", "attention_kinds", "why_no_tree"]
