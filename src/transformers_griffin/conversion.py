@@ -7,35 +7,31 @@ Two layouts are read and written. Both are a directory or Hub repository with `c
 - **GRIFFIN** (github.com/hsj576/GRIFFIN): token-guided fusion, MLP of the last layer twice as wide at its end;
 - **EAGLE** (EAGLE, EAGLE-2, HASS): one linear layer over [embedding ; feature], the same order as GRIFFIN's `fc.fc`.
 
-What the released loaders do silently is done here on purpose: no `num_key_value_heads` means as many as query heads, no
-`rope_theta` means 1e4, and beside `rope_scaling` of type linear or dynamic `rope_theta` is ignored.
+What the released loaders do silently is done here on purpose: no `num_key_value_heads` means as many as query heads,
+no `rope_theta` means 1e4, and beside `rope_scaling` of type linear or dynamic `rope_theta` is ignored.
 
-It knows nothing of decoding.
-
-Next: `decoding/draft_tree.py`.
+Next: `cli.py` offers both directions as `griffin convert`.
 """
 
 import functools
 import json
 import os
-import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
+from .checkpoint_files import CONFIG_FILE, PICKLE_FILE, SAFETENSORS_FILE, read_config, read_weights
 from .configuration_griffin import GriffinDraftConfig
 from .modeling_griffin import GriffinDraftModel
 
 
 logger = logging.get_logger(__name__)
 
-CONFIG_FILE, SAFETENSORS_FILE, PICKLE_FILE = "config.json", "model.safetensors", "pytorch_model.bin"
 EMBEDDING_KEY = "embed_tokens.weight"
 DEFAULT_ROPE_THETA = 10000.0
 
@@ -78,7 +74,7 @@ def convert_checkpoint(
         target_config ([`~transformers.PreTrainedConfig`], *optional*):
             Configuration of the target, to check that both fit. Taken from `target` when not given.
         target ([`~transformers.PreTrainedModel`], *optional*):
-            The target itself. The checkpoint's copy of the embedding is compared with it, and the draft is bound to it.
+            The target itself. Its embedding must equal the checkpoint's copy, and the draft is bound to it.
         hub_kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, ... as in `from_pretrained`.
 
     Returns:
@@ -98,8 +94,13 @@ def convert_checkpoint(
     """
     if target is not None and target_config is None:
         target_config = target.config
-    released = _read_config(path_or_repo, hub_kwargs)
-    weights = _read_weights(path_or_repo, hub_kwargs)
+    released = read_config(path_or_repo, hub_kwargs)
+    if released.get("model_type") == GriffinDraftConfig.model_type:
+        raise ValueError(
+            f"{path_or_repo} is a `{GriffinDraftConfig.model_type}` already and needs no conversion. Load it with "
+            "`GriffinDraftModel.from_pretrained`."
+        )
+    weights = read_weights(path_or_repo, hub_kwargs)
     config = _config_from_released(released, weights)
     if target_config is not None:
         _fit_to_target(config, target_config)
@@ -132,16 +133,18 @@ def write_released_checkpoint(
         safe_serialization (`bool`, defaults to `False`):
             Write `model.safetensors` instead of `pytorch_model.bin`, which is the file the released code looks for.
 
+    Effects:
+        The draft is bound to `target`, if one is given.
+
     Raises:
-        ValueError: if the released code has no form for this draft.
+        ValueError: if the released code has no form for this draft, or the target does not fit it.
         RuntimeError: if the draft is not bound and no target is given.
     """
     config = draft.config
     _check_has_released_form(config)
     if target is not None:
         draft.bind(target)
-    ids = torch.arange(config.vocab_size)
-    weights = {EMBEDDING_KEY: draft.embed_tokens(ids).detach()}
+    weights = {EMBEDDING_KEY: draft.embed_tokens(_all_ids(config.vocab_size)).detach()}
     weights |= {_released_key(key, config.fusion): tensor for key, tensor in draft.state_dict().items()}
     weights = {key: tensor.cpu().contiguous() for key, tensor in weights.items()}
 
@@ -153,85 +156,6 @@ def write_released_checkpoint(
         save_file(weights, directory / SAFETENSORS_FILE, metadata={"format": "pt"})
     else:
         torch.save(weights, directory / PICKLE_FILE)
-
-
-# ---------------------------------------------------------------------- files
-
-
-def _find_file(path_or_repo: str | os.PathLike, name: str, hub_kwargs: dict[str, Any]) -> str | None:
-    if os.path.isfile(path_or_repo):
-        raise ValueError(f"{path_or_repo} is a file. Give the directory that holds it and `{CONFIG_FILE}`.")
-    return cached_file(path_or_repo, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-
-
-def _read_config(path_or_repo: str | os.PathLike, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    file = _find_file(path_or_repo, CONFIG_FILE, hub_kwargs)
-    if file is None:
-        raise FileNotFoundError(
-            f"{path_or_repo} has no `{CONFIG_FILE}`. A released checkpoint is a directory or Hub repository with "
-            f"`{CONFIG_FILE}` and `{PICKLE_FILE}` or `{SAFETENSORS_FILE}`."
-        )
-    try:
-        released = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}). Download it again.") from error
-    if not isinstance(released, dict):
-        raise ValueError(f"{file} holds a {type(released).__name__}, but a configuration is a JSON object.")
-    if released.get("model_type") == GriffinDraftConfig.model_type:
-        raise ValueError(
-            f"{path_or_repo} is a `{GriffinDraftConfig.model_type}` already and needs no conversion. Load it with "
-            "`GriffinDraftModel.from_pretrained`."
-        )
-    return released
-
-
-def _read_weights(path_or_repo: str | os.PathLike, hub_kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
-    file = _find_file(path_or_repo, SAFETENSORS_FILE, hub_kwargs)
-    if file is not None:
-        return _read_safetensors(file)
-    file = _find_file(path_or_repo, PICKLE_FILE, hub_kwargs)
-    if file is not None:
-        return _read_pickle(file)
-    raise FileNotFoundError(
-        f"{path_or_repo} has neither `{SAFETENSORS_FILE}` nor `{PICKLE_FILE}`. Download the weights beside "
-        f"`{CONFIG_FILE}`."
-    )
-
-
-def _read_safetensors(file: str) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(_corrupt(file, error)) from error
-
-
-def _read_pickle(file: str) -> dict[str, torch.Tensor]:
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error):
-            raise ValueError(_corrupt(file, error)) from error
-        raise ValueError(
-            f"{file} holds Python objects that are not tensors. Loading them could run code, so the file is refused. "
-            "Only load a checkpoint of tensors from someone you trust, best as safetensors."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(_corrupt(file, error)) from error
-    if not isinstance(weights, dict) or not weights:
-        raise ValueError(f"{file} holds a {type(weights).__name__}, but a checkpoint is a dictionary of tensors.")
-    for key, value in weights.items():
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{file} holds a {type(value).__name__} at {key!r}, but all values must be tensors.")
-    return dict(weights)
-
-
-def _corrupt(file: str, error: Exception) -> str:
-    size = os.path.getsize(file)
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return (
-        f"{file} ({size} bytes) is truncated or corrupt: {reason}. Download it again; a file of about a hundred bytes is "
-        "a Git LFS pointer (`git lfs pull`)."
-    )
 
 
 # ---------------------------------------------------------------------- configuration
@@ -268,8 +192,8 @@ def _config_from_released(released: dict[str, Any], weights: dict[str, torch.Ten
 def _detect_fusion(weights: dict[str, torch.Tensor]) -> str:
     if "d2t" in weights or any(key.startswith("midlayer.") for key in weights):
         raise ValueError(
-            "This is an EAGLE-3 checkpoint, which reads features of three target layers. Only GRIFFIN, EAGLE, EAGLE-2 and "
-            "HASS checkpoints can be converted."
+            "This is an EAGLE-3 checkpoint, which reads features of three target layers. Only GRIFFIN, EAGLE, EAGLE-2 "
+            "and HASS checkpoints can be converted."
         )
     if any(key.startswith(("fc.fc.", "fc.mlp.")) for key in weights):
         return "token_guided"
@@ -292,13 +216,12 @@ def _rope_from_released(released: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config_to_released(config: GriffinDraftConfig, dtype: torch.dtype) -> dict[str, Any]:
-    rope = config.rope_parameters
+    rope: dict[str, Any] = dict(config.rope_parameters or {})
     scaling = {"type": rope["rope_type"]} | {k: v for k, v in rope.items() if k not in ("rope_type", "rope_theta")}
-    model_type = "qwen2" if config.attention_bias else "llama"
     return {name: getattr(config, name) for name in REQUIRED_FIELDS + COPIED_FIELDS} | {
         "architectures": ["Qwen2ForCausalLM" if config.attention_bias else "LlamaForCausalLM"],
         "bias": config.fusion_bias,
-        "model_type": model_type,
+        "model_type": "qwen2" if config.attention_bias else "llama",
         "num_hidden_layers": config.num_hidden_layers,
         "qkv_bias": config.attention_bias,
         "rms_norm_eps": config.rms_norm_eps,
@@ -311,7 +234,7 @@ def _config_to_released(config: GriffinDraftConfig, dtype: torch.dtype) -> dict[
 
 
 def _check_has_released_form(config: GriffinDraftConfig) -> None:
-    is_griffin, rope = config.fusion == "token_guided", config.rope_parameters
+    is_griffin, rope = config.fusion == "token_guided", dict(config.rope_parameters or {})
     is_scaled = rope["rope_type"] != "default"
     for name, value, allowed in (
         ("dual_head", config.dual_head, (is_griffin,)),
@@ -341,8 +264,8 @@ def _fit_to_target(config: GriffinDraftConfig, target_config: PreTrainedConfig) 
         found, needed = getattr(config, name), getattr(text, name)
         if found != needed:
             raise ValueError(
-                f"The checkpoint's `{name}` is {found}, but the target's is {needed}. Give the target that this draft was "
-                "trained for."
+                f"The checkpoint's `{name}` is {found}, but the target's is {needed}. Give the target that this draft "
+                "was trained for."
             )
     config.target_model_type = text.model_type
     config.target_name_or_path = target_config.name_or_path or None
@@ -355,29 +278,33 @@ def _check_embedding(embedding: torch.Tensor, config: GriffinDraftConfig, target
         raise ValueError(_shape_mismatch([(EMBEDDING_KEY, tuple(embedding.shape), expected)]))
     if target is None:
         return
-    theirs = target.get_input_embeddings().weight.detach().to(embedding.device)
-    if theirs.shape != embedding.shape:
-        raise ValueError(
-            f"The checkpoint's embedding has shape {tuple(embedding.shape)}, but the target's has {tuple(theirs.shape)}. "
-            "Give the target that this draft was trained for."
-        )
+    theirs = _embedding_table(target, config.vocab_size)
     # Either may have been rounded to the other's dtype.
-    is_same = (theirs.to(embedding.dtype) == embedding).all(dim=-1) | (embedding.to(theirs.dtype) == theirs).all(
-        dim=-1
-    )
-    num_different = int((~is_same).sum())
+    differs = (theirs.to(embedding.dtype) != embedding).any(dim=-1)
+    differs &= (embedding.to(theirs.dtype) != theirs).any(dim=-1)
+    num_different = int(differs.sum())
     if num_different:
         raise ValueError(
-            f"The checkpoint's embedding differs from the target's in {num_different} of {len(is_same)} rows, so the "
+            f"The checkpoint's embedding differs from the target's in {num_different} of {len(differs)} rows, so the "
             "draft was trained for another target. Give that target, or only `target_config` to skip this check."
         )
+
+
+@torch.no_grad()
+def _embedding_table(target: PreTrainedModel, vocab_size: int) -> torch.Tensor:
+    embedding = target.get_input_embeddings()
+    return embedding(_all_ids(vocab_size).to(target.device)).cpu()
+
+
+def _all_ids(vocab_size: int) -> torch.LongTensor:
+    return cast(torch.LongTensor, torch.arange(vocab_size))
 
 
 def _load_weights(config: GriffinDraftConfig, weights: dict[str, torch.Tensor]) -> GriffinDraftModel:
     weights = {key: tensor for key, tensor in weights.items() if not key.endswith("rotary_emb.inv_freq")}
     dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in weights.values()})
     with no_init_weights():
-        draft = GriffinDraftModel(config).to(dtype)
+        draft = GriffinDraftModel._from_config(config, dtype=dtype)
     shapes = {_released_key(key, config.fusion): tuple(tensor.shape) for key, tensor in draft.state_dict().items()}
     missing, unexpected = sorted(shapes.keys() - weights.keys()), sorted(weights.keys() - shapes.keys())
     if missing or unexpected:
