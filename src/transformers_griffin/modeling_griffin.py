@@ -316,10 +316,11 @@ class GriffinDraftModel(PreTrainedModel):
         Returns:
             [`GriffinDraftModel`]: on the target's device and in its dtype.
         """
-        draft = cls(draft_config_for(target.config, **config_overrides))
+        # Made in the target's dtype: casting afterwards would round the rotary frequencies too.
+        draft = cls._from_config(draft_config_for(target.config, **config_overrides), dtype=target.dtype)
         draft.config.target_name_or_path = target.config.name_or_path or None
         head = target.get_output_embeddings()
-        return draft.to(device=target.device if head is None else head.weight.device, dtype=target.dtype).bind(target)
+        return draft.to(device=target.device if head is None else head.weight.device).bind(target)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Saves the draft's own weights, its config and its tree settings (`generation_config.json`)."""
