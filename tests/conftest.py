@@ -1,0 +1,72 @@
+"""What several test files share: the golden fixtures, a tiny target, and no tolerance for deprecated calls."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from transformers_griffin import GriffinDraftModel, convert_checkpoint
+
+
+GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+GOLDEN_CASES = ("llama_mha", "llama_gqa", "qwen2_bias")
+
+
+def golden_target(name: str) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(GOLDEN / name / "target").eval()
+
+
+def golden_case(name: str) -> tuple[PreTrainedModel, GriffinDraftModel]:
+    """The target of a golden case and its released draft, converted and bound; fresh objects at every call."""
+    target = golden_target(name)
+    return target, convert_checkpoint(GOLDEN / name / "draft_official", target=target)
+
+
+def golden_tensors(name: str, file: str) -> dict[str, torch.Tensor]:
+    """The tensors of `<file>.safetensors` of a golden case."""
+    return load_file(GOLDEN / name / f"{file}.safetensors")
+
+
+def golden_json(name: str, file: str) -> Any:
+    """The content of `<file>.json` of a golden case."""
+    return json.loads((GOLDEN / name / f"{file}.json").read_text())
+
+
+def tiny_llama(seed: int = 0, **config_overrides: Any) -> LlamaForCausalLM:
+    """A random Llama of 2 layers, hidden size 32, 4 heads and 61 tokens."""
+    fields = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**(fields | config_overrides))).eval()
+
+
+class _FailOnDeprecation(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "deprecated" in message:
+            raise AssertionError(f"transformers calls something deprecated: {message}")
+
+
+@pytest.fixture(autouse=True)
+def no_deprecated_calls() -> Iterator[None]:
+    """A deprecation warning of transformers fails the test that causes it."""
+    handler = _FailOnDeprecation(level=logging.WARNING)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
