@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from conftest import GOLDEN_CASES, golden_case, golden_tensors
 
 

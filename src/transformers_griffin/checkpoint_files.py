@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 
 
 CONFIG_FILE, SAFETENSORS_FILE, PICKLE_FILE = "config.json", "model.safetensors", "pytorch_model.bin"
+TORCH_FILE_STARTS = (b"PK", b"\x80")  # a zip archive, or the pickle of older versions
 
 
 def _find_file(path_or_repo: str | os.PathLike, name: str, hub_kwargs: dict[str, Any]) -> str | None:
@@ -76,16 +77,18 @@ def _read_safetensors(file: str) -> dict[str, torch.Tensor]:
 
 
 def _read_pickle(file: str) -> dict[str, torch.Tensor]:
+    with open(file, "rb") as stream:
+        if not stream.read(2).startswith(TORCH_FILE_STARTS):
+            raise ValueError(_corrupt(file, "it does not begin like a PyTorch file"))
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error):
-            raise ValueError(_corrupt(file, error)) from error
+        found = next((f" ({line.strip()})" for line in str(error).splitlines() if "nsupported" in line), "")
         raise ValueError(
-            f"{file} holds Python objects that are not tensors. Loading them could run code, so the file is refused. "
-            "Only load a checkpoint of tensors from someone you trust, best as safetensors."
+            f"{file} holds Python objects that are not tensors{found}. Loading them could run code, so the file is "
+            "refused. Get a checkpoint of tensors only, best as safetensors."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes can fail anywhere in the reader
         raise ValueError(_corrupt(file, error)) from error
     if not isinstance(weights, dict) or not weights:
         raise ValueError(f"{file} holds a {type(weights).__name__}, but a checkpoint is a dictionary of tensors.")
@@ -95,7 +98,7 @@ def _read_pickle(file: str) -> dict[str, torch.Tensor]:
     return dict(weights)
 
 
-def _corrupt(file: str, error: Exception) -> str:
+def _corrupt(file: str, error: Exception | str) -> str:
     size = os.path.getsize(file)
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return (

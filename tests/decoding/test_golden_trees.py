@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import GOLDEN_CASES, golden_case, golden_tensors
 from transformers import GenerationConfig
 
+from conftest import GOLDEN_CASES, golden_case, golden_tensors
 from transformers_griffin import GriffinCandidateGenerator
 
 
