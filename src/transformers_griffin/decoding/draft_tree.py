@@ -11,7 +11,7 @@ Pure functions of tensors: no model, no cache, no configuration, and no question
 Tree nodes are numbered in pool order, root first, so a parent always precedes its child. Scores are cumulative
 log-probabilities; ties go to the lower pool index, which keeps the tree connected even when a child is certain.
 
-Notation for shapes: `batch_size`; `n_nodes` tree nodes with the root; `beam` = k nodes of one level; `pool` candidates.
+Notation for shapes: `batch_size`; `n_nodes` tree nodes with root; `beam` = k nodes of one level; `pool` candidates.
 
 Next: `candidate_generator.py`.
 """
@@ -72,10 +72,12 @@ def propose_children(
         beam_scores (`torch.Tensor` of shape `(batch_size, beam)`): cumulative log-probability of each beam node.
 
     Returns:
-        tokens and scores, each of shape `(batch_size, beam, top_k)`; `scores = beam_scores + log softmax(logits)`.
+        tokens and scores, each of shape `(batch_size, beam, top_k)`; `scores = beam_scores + log softmax(logits)`, and
+        -inf where that is undefined (a draft that overflowed): a tree is connected only if no score is NaN.
     """
     top_logits, tokens = logits.topk(top_k, dim=-1)
     log_probs = top_logits.float() - logits.float().logsumexp(dim=-1, keepdim=True)
+    log_probs = log_probs.masked_fill(log_probs.isnan(), -torch.inf)
     # A rounding error must not make a child more probable than its parent.
     return tokens, beam_scores.unsqueeze(-1) + log_probs.clamp(max=0.0)
 
@@ -213,5 +215,6 @@ def as_attention_mask(
             lambda b, h, q, kv: allowed[b, 0, q, kv], batch_size, None, q_len, kv_len, device=allowed.device
         )
     raise ValueError(
-        f"Attention implementation {attn_implementation!r} takes no tree mask; use 'sdpa', 'eager' or 'flex_attention'."
+        f"Attention implementation {attn_implementation!r} takes no tree mask; use 'sdpa', 'eager' or "
+        "'flex_attention'."
     )
