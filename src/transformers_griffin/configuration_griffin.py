@@ -6,6 +6,8 @@ It knows nothing of decoding (tree settings live in `draft.generation_config`) a
 Next: `modeling_griffin.py`.
 """
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
@@ -72,12 +74,12 @@ class GriffinDraftConfig(LlamaConfig):
     target_model_type: str | None = None
     target_name_or_path: str | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.fusion_intermediate_size is None:
             self.fusion_intermediate_size = self.intermediate_size
         super().__post_init__(**kwargs)
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Checks the fields that together describe the network; runs whenever a config is made or loaded."""
         if self.fusion not in FUSIONS:
             raise ValueError(f"`fusion` is {self.fusion!r}, but must be one of {', '.join(FUSIONS)}.")
@@ -88,7 +90,7 @@ class GriffinDraftConfig(LlamaConfig):
             )
         if self.num_hidden_layers < 1:
             raise ValueError(f"`num_hidden_layers` is {self.num_hidden_layers}, but a draft needs at least 1 layer.")
-        if self.num_attention_heads % self.num_key_value_heads != 0:
+        if self.num_attention_heads % (self.num_key_value_heads or 1) != 0:
             raise ValueError(
                 f"`num_attention_heads` ({self.num_attention_heads}) must be a multiple of `num_key_value_heads` "
                 f"({self.num_key_value_heads})."

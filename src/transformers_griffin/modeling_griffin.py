@@ -27,7 +27,7 @@ Next: `decoding/draft_tree.py`.
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -66,8 +66,8 @@ class GriffinDraftOutput(ModelOutput):
             The draft's own key-value cache, when `use_cache`.
     """
 
-    predict: torch.FloatTensor | None = None
-    regress: torch.FloatTensor | None = None
+    predict: torch.Tensor | None = None
+    regress: torch.Tensor | None = None
     past_key_values: Cache | None = None
 
 
@@ -90,7 +90,7 @@ class TokenGuidedFusion(nn.Module):
         self.is_token_guided = config.fusion == "token_guided"
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fusion_bias)
         if self.is_token_guided:
-            width, bias = config.fusion_intermediate_size, config.fusion_mlp_bias
+            width, bias = config.fusion_intermediate_size or config.intermediate_size, config.fusion_mlp_bias
             self.outer_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             self.inner_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             self.up_proj = nn.Linear(2 * config.hidden_size, width, bias=bias)
@@ -192,6 +192,11 @@ class GriffinDraftModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # Borrowed from the target by `bind`; not submodules.
+    _target_embedding: nn.Embedding | None
+    _target_head: nn.Linear | None
+    _logit_scale: float
+    _logit_softcap: float | None
 
     def __init__(self, config: GriffinDraftConfig):
         super().__init__(config)
@@ -228,12 +233,13 @@ class GriffinDraftModel(PreTrainedModel):
         embedding, head = target.get_input_embeddings(), target.get_output_embeddings()
         if embedding is None or head is None:
             raise ValueError(
-                f"The target {type(target).__name__} has no input embedding or no LM head, so no draft can borrow them. "
-                "Load it as a causal language model (`AutoModelForCausalLM`)."
+                f"The target {type(target).__name__} has no input embedding or no LM head, so no draft can borrow "
+                "them. Load it as a causal language model (`AutoModelForCausalLM`)."
             )
-        if embedding.weight.shape[-1] != self.config.hidden_size:
+        embedding_width = cast("torch.Tensor", embedding.weight).shape[-1]
+        if embedding_width != self.config.hidden_size:
             raise ValueError(
-                f"The target's embedding is {embedding.weight.shape[-1]} wide and its features are "
+                f"The target's embedding is {embedding_width} wide and its features are "
                 f"{self.config.hidden_size} wide. A draft needs both to be equal."
             )
         # Kept out of nn.Module's registry: borrowed, not owned.
@@ -248,10 +254,10 @@ class GriffinDraftModel(PreTrainedModel):
         """Whether the draft has met a target."""
         return self._target_embedding is not None
 
-    def embed_tokens(self, input_ids: torch.LongTensor) -> torch.Tensor:
+    def embed_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The target's embeddings of `input_ids` (any shape), on the draft's device and in its dtype."""
-        self._require_target()
-        embeds = self._target_embedding(input_ids.to(self._target_embedding.weight.device))
+        embedding, _ = self._borrowed()
+        embeds = embedding(input_ids.to(embedding.weight.device))
         return embeds.to(device=self.device, dtype=self.dtype)
 
     def compute_logits(self, predict: torch.Tensor) -> torch.Tensor:
@@ -265,9 +271,8 @@ class GriffinDraftModel(PreTrainedModel):
             `torch.Tensor` of shape `(..., vocab_size)`, in the head's dtype and on its device. Logit scale and
             soft-capping of the target's configuration are applied, so that drafted probabilities are comparable.
         """
-        self._require_target()
-        weight = self._target_head.weight
-        logits = self._target_head(predict.to(device=weight.device, dtype=weight.dtype))
+        _, head = self._borrowed()
+        logits = head(predict.to(device=head.weight.device, dtype=head.weight.dtype))
         if self._logit_scale != 1.0:
             logits = logits * self._logit_scale
         if self._logit_softcap is not None:
@@ -277,12 +282,13 @@ class GriffinDraftModel(PreTrainedModel):
     def _unbind(self) -> None:
         self.__dict__.update(_target_embedding=None, _target_head=None, _logit_scale=1.0, _logit_softcap=None)
 
-    def _require_target(self) -> None:
-        if not self.is_bound:
+    def _borrowed(self) -> tuple[nn.Embedding, nn.Linear]:
+        if self._target_embedding is None or self._target_head is None:
             raise RuntimeError(
                 "This draft is not bound to a target, and it has no embedding or LM head of its own. Pass it to "
                 "`target.generate(..., assistant_model=draft)` or call `draft.bind(target)` first."
             )
+        return self._target_embedding, self._target_head
 
     def _check_fits(self, text_config: PreTrainedConfig) -> None:
         for name, is_value, must in (
@@ -297,9 +303,9 @@ class GriffinDraftModel(PreTrainedModel):
         made_for = self.config.target_model_type
         if made_for is not None and made_for != text_config.model_type:
             raise ValueError(
-                f"This draft was made for a target of type {made_for!r}, but the target is {text_config.model_type!r}. "
-                "Use a draft trained for this target, or set `draft.config.target_model_type = None` if you know that "
-                "both have the same features."
+                f"This draft was made for a target of type {made_for!r}, but the target is "
+                f"{text_config.model_type!r}. Use a draft trained for this target, or set "
+                "`draft.config.target_model_type = None` if you know that both have the same features."
             )
 
     # ------------------------------------------------------------------ making, saving, loading
@@ -329,19 +335,19 @@ class GriffinDraftModel(PreTrainedModel):
             self.generation_config.save_pretrained(save_directory)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # named arguments are passed through
         cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any
     ) -> "GriffinDraftModel":
         """Loads a draft with its tree settings; arguments as for every transformers model."""
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        draft = loaded[0] if kwargs.get("output_loading_info") else loaded
+        draft: GriffinDraftModel = loaded[0] if kwargs.get("output_loading_info") else loaded  # type: ignore[index]
         # A model that cannot generate by itself gets no generation config from transformers.
         try:
             draft.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         except OSError:
             logger.warning(
-                f"{pretrained_model_name_or_path} has no generation_config.json; using the default tree {DEFAULT_TREE}."
+                f"{pretrained_model_name_or_path} has no generation_config.json; the tree is the default {DEFAULT_TREE}."
             )
         return loaded
 
@@ -349,12 +355,12 @@ class GriffinDraftModel(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        features: torch.FloatTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         return_dict: bool = True,
         **kwargs: Any,
@@ -384,10 +390,10 @@ class GriffinDraftModel(PreTrainedModel):
                 another shape.
             RuntimeError: if `input_ids` are given to a draft that is not bound to a target.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
-        if inputs_embeds is None:
+        if input_ids is not None and inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        elif inputs_embeds is None or input_ids is not None:
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if features is None or features.shape != inputs_embeds.shape:
             found = None if features is None else tuple(features.shape)
             raise ValueError(
@@ -445,7 +451,8 @@ def draft_config_for(target_config: PreTrainedConfig, **overrides: Any) -> Griff
         "num_key_value_heads": num_kv_heads if num_heads % num_kv_heads == 0 else num_heads,
         "head_dim": _head_dim(text),
         "max_position_embeddings": getattr(text, "max_position_embeddings", None) or 2048,
-        "rms_norm_eps": _first_of(text, "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon") or 1e-6,
+        "rms_norm_eps": _first_of(text, "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+        or 1e-6,
         "rope_parameters": _rope_parameters(text),
         "pad_token_id": text.pad_token_id,
         "target_model_type": text.model_type,

@@ -4,10 +4,10 @@ Measures the mini pair on its 120 evaluation prompts: plain `generate()` against
     python trainers/mini_pair/measure.py --output examples/mini/results.json
     python trainers/mini_pair/measure.py --output /tmp/quick.json --prompts_per_domain 2 --max_new_tokens 32
 
-For every dtype the same prompts run plain, with the paper's tree (59 nodes, 6 levels, 10 wide) and with the draft's own
-tree settings; then both once more at temperature 1 (sampled answers differ, so only tau and speed are compared). After
-each prompt all modes have run, so a drift of the machine's speed cancels. Finally one run is split into draft, verify
-and the rest. The last line of stdout is the results file's content as one JSON object.
+For every dtype the same prompts run plain, with the paper's tree (59 nodes, 6 levels, 10 wide) and with the draft's
+own tree settings; then both once more at temperature 1 (sampled answers differ, so only tau and speed are compared).
+After each prompt all modes have run, so a drift of the machine's speed cancels. Finally one run is split into draft,
+verify and the rest. The last line of stdout is the results file's content as one JSON object.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from transformers_griffin.evaluation import Answer, answer_prompt, compare
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from demo import DOMAINS, MINI, encode, read_prompts  # noqa: E402  # the demo is a script, not a package
+from demo import DOMAINS, MINI, encode, read_prompts  # the demo is a script, not a package
 
 
 PAPER_TREE = {"num_assistant_tokens": 59, "draft_tree_depth": 6, "draft_tree_top_k": 10}
@@ -83,7 +84,7 @@ def run_modes(args, target, draft, tokenizer, trees, temperature: float, label: 
 
 def by_domain(plain: dict[str, list[Answer]], drafted: dict[str, list[Answer]]) -> dict:
     rows = {domain: compare(plain[domain], drafted[domain]).as_dict() for domain in DOMAINS}
-    rows["all"] = compare(sum(plain.values(), []), sum(drafted.values(), [])).as_dict()
+    rows["all"] = compare([*chain(*plain.values())], [*chain(*drafted.values())]).as_dict()
     return {"domains": rows}
 
 

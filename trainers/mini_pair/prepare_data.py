@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     for name, rows in {"train": train, "valid": valid}.items():
         blocks = pack(rows, tokenizer, args.block_size)
         datasets.Dataset.from_dict({"input_ids": blocks}).save_to_disk(args.output_dir / name)
-        print(f"{name}: {len(rows):,} conversations, {len(blocks) * args.block_size:,} tokens")  # noqa: T201
+        print(f"{name}: {len(rows):,} conversations, {len(blocks) * args.block_size:,} tokens")
 
 
 def load_conversations(seed: int) -> list[dict]:

@@ -1,9 +1,9 @@
 """
 Builds "complete this function" conversations from Python sources that everybody has: signature + docstring -> body.
 
-Sources and licences: CPython's standard library (PSF-2.0) and, where installed, the packages of `PACKAGES` (BSD-3-Clause,
-Apache-2.0 or MIT). Rows that share a function name or a run of eight words with the HumanEval prompts in
-`examples/mini/prompts/humaneval.jsonl` are dropped.
+Sources and licences: CPython's standard library (PSF-2.0) and, where installed, the packages of `PACKAGES`
+(BSD-3-Clause, Apache-2.0 or MIT). Rows that share a function name or a run of eight words with the HumanEval prompts
+in `examples/mini/prompts/humaneval.jsonl` are dropped.
 """
 
 import ast

@@ -3,7 +3,8 @@ Metrics over timed answers, each defined once.
 
 - tau (acceptance length): new tokens emitted per cycle, over all cycles. The token that the prefill yields belongs to
   no cycle.
-- SR (speedup ratio): tokens per second with the draft over tokens per second of plain decoding, same prompts, same run.
+- SR (speedup ratio): tokens per second with the draft over tokens per second of plain decoding, same prompts, same
+  run.
 - cycle cost: tau / SR, the number of plain decoding steps that one cycle takes.
 - repeated 4-grams: the share of an answer's token 4-grams that occurred in it before. An answer that loops makes tau
   meaningless.
