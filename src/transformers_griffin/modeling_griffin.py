@@ -347,7 +347,7 @@ class GriffinDraftModel(PreTrainedModel):
             draft.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         except OSError:
             logger.warning(
-                f"{pretrained_model_name_or_path} has no generation_config.json; the tree is the default {DEFAULT_TREE}."
+                f"{pretrained_model_name_or_path} has no generation_config.json; the tree is {DEFAULT_TREE}."
             )
         return loaded
 
