@@ -1,11 +1,13 @@
 """
 How the target chooses its next token, and when it stops: the two places where users' settings enter the loop.
 
-Both see exactly what plain decoding shows them: processors the prefix of each emitted token, criteria the sequence
-after each emitted token.
+Both see exactly what plain decoding shows them, in the same order: processors the prefix of each emitted token,
+criteria the sequence after each emitted token.
 
 Next: `target_forward.py`.
 """
+
+import math
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -20,6 +22,7 @@ from transformers.generation import (
     MinLengthLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
@@ -29,7 +32,7 @@ from transformers.generation import (
 )
 
 
-# Processors that keep no state and read at most the prefix's length: a call that turns out to be unneeded does no harm.
+# Processors that keep no state and do not ask the host: a call that turns out to be unneeded does no harm.
 HARMLESS_PROCESSORS = (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -39,6 +42,7 @@ HARMLESS_PROCESSORS = (
     MinLengthLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
@@ -61,13 +65,12 @@ class TokenChooser:
     def __init__(self, processors: LogitsProcessorList, do_sample: bool, record_scores: bool = False):
         self.processors = processors
         self.do_sample = do_sample
-        self.record_scores = record_scores
-        self.scores: list[torch.Tensor] = []
+        self.scores: tuple[torch.Tensor, ...] | None = () if record_scores else None
 
     @property
     def is_argmax(self) -> bool:
         """Whether the choice is a function of the logits alone, so that all nodes can choose at once."""
-        return not self.do_sample and len(self.processors) == 0
+        return not self.do_sample and len(self.processors) == 0 and self.scores is None
 
     @property
     def needs_true_prefixes(self) -> bool:
@@ -84,16 +87,16 @@ class TokenChooser:
             `torch.LongTensor` of shape `(batch_size,)`.
         """
         scores = self.processors(prefix, logits.to(device=prefix.device, dtype=torch.float32, copy=True))
-        if self.record_scores:
-            self.scores.append(scores)
+        if self.scores is not None:
+            self.scores += (scores,)
         if self.do_sample:
             return torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
         return scores.argmax(dim=-1)
 
-    def take_scores(self, count: int) -> tuple[torch.Tensor, ...]:
-        """The first `count` recorded scores since the last call; the rest is forgotten."""
-        taken, self.scores = tuple(self.scores[:count]), []
-        return taken
+    def keep_scores(self, count: int) -> None:
+        """Forgets all recorded scores but the first `count`, those of choices that belong to the answer."""
+        if self.scores is not None:
+            self.scores = self.scores[:count]
 
 
 class StopChecker:
@@ -101,38 +104,57 @@ class StopChecker:
     Finds the token that ends the answer.
 
     End-of-sequence tokens and the maximal length are compared on the host, where a cycle's tokens arrive anyway; every
-    other criterion is asked once per emitted token, in order.
+    other criterion is asked once per emitted token, in order, the last token included.
+
+    Args:
+        criteria ([`~transformers.StoppingCriteriaList`]): as prepared by `generate()`.
+        prompt_length (`int`): tokens of the prompt.
     """
 
-    def __init__(self, criteria: StoppingCriteriaList):
-        self.max_length = min((c.max_length for c in criteria if type(c) is MaxLengthCriteria), default=None)
+    def __init__(self, criteria: StoppingCriteriaList, prompt_length: int):
+        self.max_length = min((c.max_length for c in criteria if type(c) is MaxLengthCriteria), default=math.inf)
         eos_criteria = [c for c in criteria if type(c) is EosTokenCriteria]
         self.eos_token_ids = {token for c in eos_criteria for token in c.eos_token_id.flatten().tolist()}
-        self.others = [c for c in criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria)]
+        self.others = StoppingCriteriaList(c for c in criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria))
+        self.prompt_length = prompt_length
+        self.num_checked = 0  # generated tokens that the criteria were asked about
+        self.is_finished = False
+
+    def ask(self, sequence: torch.LongTensor, token: int, scores: tuple[torch.Tensor, ...] | None) -> bool:
+        """
+        Whether the answer ends with a sequence; to be asked once about every sequence of the answer, in order.
+
+        Args:
+            sequence (`torch.LongTensor` of shape `(1, length)`): prompt and answer so far.
+            token (`int`): its last token.
+            scores (`tuple` of `torch.Tensor`, *optional*): scores of the tokens chosen so far, or more.
+
+        Effects: advances `num_checked`, sets `is_finished`.
+        """
+        length = sequence.shape[1]
+        self.num_checked = length - self.prompt_length
+        scores = None if scores is None else scores[: self.num_checked]
+        others_say = len(self.others) > 0 and bool(self.others(sequence, scores).all())
+        self.is_finished = others_say or token in self.eos_token_ids or length >= self.max_length
+        return self.is_finished
 
     def count_kept(
-        self, input_ids: torch.LongTensor, new_tokens: list[int], scores: tuple[torch.Tensor, ...] | None
-    ) -> tuple[int, bool]:
+        self, sequence: torch.LongTensor, new_tokens: list[int], scores: tuple[torch.Tensor, ...] | None
+    ) -> int:
         """
         How many of a cycle's tokens belong to the answer.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(1, length)`): the sequence with all new tokens at its end.
+            sequence (`torch.LongTensor` of shape `(1, length)`): prompt and answer with all new tokens at its end.
             new_tokens (`list[int]`): these tokens.
-            scores (`tuple` of `torch.Tensor`, *optional*): scores of every generated token, the new ones included.
-
-        Returns:
-            `(count, is_finished)`
+            scores (`tuple` of `torch.Tensor`, *optional*): scores of the tokens chosen so far, or more.
         """
-        num_old = input_ids.shape[1] - len(new_tokens)
-        for count, token in enumerate(new_tokens, start=1):
-            length = num_old + count
-            if token in self.eos_token_ids or (self.max_length is not None and length >= self.max_length):
-                return count, True
-            seen_scores = None if scores is None else scores[: len(scores) - len(new_tokens) + count]
-            if any(bool(criterion(input_ids[:, :length], seen_scores).all()) for criterion in self.others):
-                return count, True
-        return len(new_tokens), False
+        num_old = sequence.shape[1] - len(new_tokens) - self.prompt_length
+        for token in new_tokens[self.num_checked - num_old :]:  # the criteria may know the first ones already
+            if self.is_finished:
+                break
+            self.ask(sequence[:, : self.prompt_length + self.num_checked + 1], token, scores)
+        return self.num_checked - num_old
 
 
 __all__ = ["StopChecker", "TokenChooser"]

@@ -1,8 +1,9 @@
 """
 Plugs the loop into `GenerationMixin`: `generate(assistant_model=griffin_draft)` decodes with the draft.
 
-`generate()` hands every assistant to `GenerationMixin._assisted_decoding`. The hook wraps this one method: calls with a
-GRIFFIN draft go to the loop, all others to the method as it was. The method is not public, so its signature is checked
+`generate()` hands every assistant to `GenerationMixin._assisted_decoding`. The hook wraps this method, and
+`_validate_generation_mode`, which sees the assistant before anything else does: calls with a GRIFFIN draft are checked
+and go to the loop, all others to the methods as they were. The methods are not public, so their signatures are checked
 when the hook is installed.
 """
 
@@ -10,28 +11,32 @@ import functools
 import inspect
 from typing import Any
 
-from transformers import GenerationMixin
+import torch
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import __version__ as transformers_version
 
 from ..modeling_griffin import GriffinDraftModel
 from .loop import decode_with_draft
 
 
-SEAM = "_assisted_decoding"
-SEAM_PARAMETERS = (
-    "self",
-    "input_ids",
-    "logits_processor",
-    "stopping_criteria",
-    "generation_config",
-    "synced_gpus",
-    "streamer",
-    "inputs_tensor",
-    "assistant_model",
-    "assistant_tokenizer",
-    "tokenizer",
-    "model_kwargs",
-)
+# What the hook relies on: the wrapped methods and their parameters.
+SEAMS = {
+    "_validate_generation_mode": ("self", "generation_mode", "generation_config", "generation_mode_kwargs"),
+    "_assisted_decoding": (
+        "self",
+        "input_ids",
+        "logits_processor",
+        "stopping_criteria",
+        "generation_config",
+        "synced_gpus",
+        "streamer",
+        "inputs_tensor",
+        "assistant_model",
+        "assistant_tokenizer",
+        "tokenizer",
+        "model_kwargs",
+    ),
+}
 
 
 def install() -> None:
@@ -39,37 +44,30 @@ def install() -> None:
     Makes `generate()` accept GRIFFIN drafts; importing the package does this. A second call changes nothing.
 
     Raises:
-        ImportError: if transformers' method no longer has the parameters that the hook relies on.
+        ImportError: if transformers' methods no longer have the parameters that the hook relies on.
     """
     if is_installed():
         return
-    original = GenerationMixin._assisted_decoding
-    found = tuple(inspect.signature(original).parameters)
-    if found != SEAM_PARAMETERS:
-        raise ImportError(
-            f"transformers {transformers_version} changed `GenerationMixin.{SEAM}`: expected the parameters "
-            f"{', '.join(SEAM_PARAMETERS)}, found {', '.join(found)}. Install transformers>=5.23,<6, or a "
-            "transformers-griffin that knows this version."
-        )
-
-    @functools.wraps(original)
-    def assisted_decoding(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        draft = kwargs.get("assistant_model")
-        if not isinstance(draft, GriffinDraftModel):
-            return original(self, input_ids, *args, **kwargs)
-        del kwargs["assistant_model"]
-        for unused in ("inputs_tensor", "assistant_tokenizer", "tokenizer"):
-            kwargs.pop(unused, None)
-        return decode_with_draft(self, input_ids, *args, draft=draft, **kwargs)
-
-    assisted_decoding.__griffin_original__ = original  # type: ignore[attr-defined]  # marks the hook, lets it go
-    GenerationMixin._assisted_decoding = assisted_decoding
+    for name, expected in SEAMS.items():
+        found = tuple(inspect.signature(getattr(GenerationMixin, name)).parameters)
+        if found != expected:
+            raise ImportError(
+                f"transformers {transformers_version} changed `GenerationMixin.{name}`: expected the parameters "
+                f"{', '.join(expected)}, found {', '.join(found)}. Install transformers>=5.23,<6, or a "
+                "transformers-griffin that knows this version."
+            )
+    for name, wrap in (("_validate_generation_mode", _wrap_validation), ("_assisted_decoding", _wrap_decoding)):
+        original = getattr(GenerationMixin, name)
+        wrapper = functools.wraps(original)(wrap(original))
+        wrapper.__griffin_original__ = original  # marks the hook, lets it go
+        setattr(GenerationMixin, name, wrapper)
 
 
 def remove() -> None:
-    """Puts transformers' own method back; does nothing if the hook is not installed."""
+    """Puts transformers' own methods back; does nothing if the hook is not installed."""
     if is_installed():
-        GenerationMixin._assisted_decoding = GenerationMixin._assisted_decoding.__griffin_original__
+        for name in SEAMS:
+            setattr(GenerationMixin, name, getattr(GenerationMixin, name).__griffin_original__)
 
 
 def is_installed() -> bool:
@@ -77,4 +75,75 @@ def is_installed() -> bool:
     return "__griffin_original__" in vars(GenerationMixin._assisted_decoding)
 
 
-__all__ = ["install", "is_installed", "remove"]
+def _wrap_validation(original: Any) -> Any:
+    def validate_generation_mode(
+        self: Any, generation_mode: Any, generation_config: GenerationConfig, generation_mode_kwargs: dict[str, Any]
+    ) -> None:
+        draft = generation_mode_kwargs.get("assistant_model")
+        if isinstance(draft, GriffinDraftModel):
+            check_target(self, generation_config)
+            draft.bind(self)
+        original(self, generation_mode, generation_config, generation_mode_kwargs)
+
+    return validate_generation_mode
+
+
+def _wrap_decoding(original: Any) -> Any:
+    def assisted_decoding(self: Any, input_ids: torch.LongTensor, *args: Any, **kwargs: Any) -> Any:
+        draft = kwargs.get("assistant_model")
+        if not isinstance(draft, GriffinDraftModel):
+            return original(self, input_ids, *args, **kwargs)
+        check_inputs(input_ids, kwargs)
+        for unused in ("assistant_model", "inputs_tensor", "assistant_tokenizer", "tokenizer", "synced_gpus"):
+            kwargs.pop(unused, None)
+        return decode_with_draft(self, input_ids, *args, draft=draft, **kwargs)
+
+    return assisted_decoding
+
+
+def check_target(target: PreTrainedModel, generation_config: GenerationConfig) -> None:
+    """Refuses targets and decoding modes that no draft can speed up."""
+    if target.config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(target).__name__} is an encoder-decoder model; GRIFFIN drafts speed up decoder-only models. "
+            "Call `generate()` without `assistant_model`."
+        )
+    if target._is_stateful:
+        raise ValueError(
+            f"{type(target).__name__} keeps a state that cannot forget rejected tokens; GRIFFIN drafts speed up "
+            "models whose layers are all attention. Call `generate()` without `assistant_model`."
+        )
+    for name in ("num_beams", "num_return_sequences"):
+        value = getattr(generation_config, name)
+        if value is not None and value > 1:
+            raise ValueError(
+                f"`{name}` is {value}, but GRIFFIN decoding follows one sequence. Set it to 1, or call `generate()` "
+                "without `assistant_model`."
+            )
+
+
+def check_inputs(input_ids: torch.LongTensor, kwargs: dict[str, Any]) -> None:
+    """Refuses inputs that the loop cannot take, before anything is computed."""
+    if input_ids.shape[0] > 1:
+        raise ValueError(
+            f"The batch has {input_ids.shape[0]} rows, but GRIFFIN decoding takes 1. Call `generate()` once per "
+            "prompt, or without `assistant_model`."
+        )
+    if kwargs.get("synced_gpus"):
+        raise ValueError(
+            "`synced_gpus` is True, but GRIFFIN decoding cannot keep several processes in step. Set it to False, or "
+            "call `generate()` without `assistant_model`."
+        )
+    if not kwargs.get("use_cache"):
+        raise ValueError(
+            "`use_cache` is False, but GRIFFIN decoding needs a key-value cache. Set it to True, or call `generate()` "
+            "without `assistant_model`."
+        )
+    if kwargs.get("past_key_values") is None:
+        raise ValueError(
+            "This target decodes without `past_key_values`, but GRIFFIN decoding needs a key-value cache. Call "
+            "`generate()` without `assistant_model`."
+        )
+
+
+__all__ = ["check_inputs", "check_target", "install", "is_installed", "remove"]

@@ -20,7 +20,7 @@ from .candidate_generator import GriffinCandidateGenerator
 from .choice import StopChecker, TokenChooser
 from .draft_tree import DraftTree
 from .kv_cache import crop_last, keep_path, prepare_for_tree
-from .outputs import GriffinGenerateOutput, OutputRecorder, wanted_outputs
+from .outputs import GriffinGenerateOutput, OutputRecorder, wants_scores
 from .target_forward import TargetForward
 from .verification import Acceptance, accept_path, walk_path
 
@@ -34,31 +34,25 @@ def decode_with_draft(
     generation_config: GenerationConfig,
     draft: GriffinDraftModel,
     streamer: BaseStreamer | None = None,
-    synced_gpus: bool = False,
     **model_kwargs: Any,
 ) -> GriffinGenerateOutput | torch.LongTensor:
     """
-    Generates with a GRIFFIN draft; called by `generate()` with everything prepared.
+    Generates with a GRIFFIN draft; called by `generate()` with everything prepared and checked.
 
     Args:
         target ([`~transformers.PreTrainedModel`]): the model whose output must not change.
         input_ids (`torch.LongTensor` of shape `(1, length)`): the prompt.
         logits_processor, stopping_criteria, generation_config, streamer: as in `generate()`.
-        draft ([`GriffinDraftModel`]): made for this target.
+        draft ([`GriffinDraftModel`]): made for this target, and bound to it.
 
     Returns:
         `torch.LongTensor` of shape `(1, total_length)`, or [`GriffinGenerateOutput`].
-
-    Raises:
-        ValueError: for settings that GRIFFIN decoding does not support; each message says what to do instead.
     """
-    check_supported(target, input_ids, generation_config, synced_gpus, model_kwargs)
-    draft.bind(target)
     generator = GriffinCandidateGenerator(draft)
-    recorder = OutputRecorder(generation_config)
-    chooser = TokenChooser(logits_processor, generation_config.do_sample, record_scores=recorder.scores is not None)
-    stop_checker = StopChecker(stopping_criteria)
-    forward = TargetForward(target, generation_config, model_kwargs | wanted_outputs(generation_config))
+    chooser = TokenChooser(logits_processor, generation_config.do_sample, wants_scores(generation_config))
+    answer = Answer(input_ids, chooser, StopChecker(stopping_criteria, input_ids.shape[1]), streamer)
+    forward = TargetForward(target, generation_config, model_kwargs)
+    recorder = OutputRecorder(generation_config, forward.cache)
     if forward.verifies_trees:
         prepare_for_tree(forward.cache, generator.num_nodes, _longest(input_ids, model_kwargs, generation_config))
     else:
@@ -67,80 +61,102 @@ def decode_with_draft(
 
     # 0. Prefill: the first token, and every feature of the prompt.
     outputs, features = forward.prefill(input_ids)
-    recorder.add_prefill(outputs)
-    first_token = chooser(outputs.logits[:, -1], input_ids)
-    padding_mask = _prompt_padding(model_kwargs, features.shape[1])
-    draft_inputs = _first_draft_inputs(draft, input_ids, first_token, features.shape[1], model_kwargs)
+    recorder.add_prefill(outputs, forward.cache_length)
+    first_token = chooser(outputs.logits[:, -1], input_ids).unsqueeze(-1)
+    answer.append(first_token)
+    draft_inputs = _prompt_pairs(draft, input_ids, first_token, features, model_kwargs)
     del outputs
-    new_tokens = first_token.tolist()
-    input_ids, num_kept, is_finished = _emit(input_ids, new_tokens, chooser, recorder, stop_checker, streamer)
 
     with forward.tree_attention():
-        while not is_finished:
+        while not answer.is_finished:
             # 1. Draft
-            tree = generator.draft_tree(*draft_inputs[:1], features, padding_mask, *draft_inputs[1:])
+            tree = generator.draft_tree(**draft_inputs)
             # 2. Verify
-            outputs, node_features = forward.verify(tree, input_ids)
+            outputs, node_features = forward.verify(tree, answer.sequence)
             # 3. Accept
-            acceptance = _accept(tree, outputs.logits, input_ids, chooser, generator.path_length)
-            new_tokens = _read_path(acceptance)
-            input_ids, num_kept, is_finished = _emit(
-                input_ids, new_tokens, chooser, recorder, stop_checker, streamer
-            )
+            acceptance = answer.accept(tree, outputs.logits, generator.path_length)
+            num_kept = answer.append(acceptance.tokens, acceptance.lengths)
             acceptance_lengths.append(num_kept)
             # 4. Keep caches
             path = acceptance.nodes[:, :num_kept]
             recorder.add_cycle(outputs, path, forward.cache_length)
-            if forward.verifies_trees:
-                keep_path(forward.cache, acceptance.nodes, num_kept, tree.tokens.shape[1])
-            else:
-                crop_last(forward.cache, tree.tokens.shape[1] - num_kept)
-            forward.cache_length += num_kept
+            _keep_in_cache(forward, acceptance, num_kept, tree)
             rows = path.to(node_features.device).unsqueeze(-1).expand(-1, -1, node_features.shape[-1])
-            features, padding_mask = node_features.gather(1, rows), None
-            draft_inputs = (input_ids[:, -num_kept:],)
-            # 5. Stop? `is_finished` was decided on the host together with what to keep.
+            draft_inputs = {"tokens": answer.sequence[:, -num_kept:], "features": node_features.gather(1, rows)}
+            # 5. Stop? The answer knows: the host decided it together with what to keep.
             del outputs, node_features
 
     if streamer is not None:
         streamer.end()
-    return recorder.finish(input_ids, forward.cache, [acceptance_lengths])
+    return recorder.finish(answer.sequence, chooser.scores, forward.cache, [acceptance_lengths])
 
 
-def _accept(
-    tree: DraftTree, logits: torch.Tensor, input_ids: torch.LongTensor, chooser: TokenChooser, path_length: int
-) -> Acceptance:
-    if chooser.is_argmax and not chooser.record_scores:
-        return accept_path(tree, logits.argmax(dim=-1).to(tree.tokens.device), path_length)
-    return walk_path(tree, logits, input_ids, chooser, path_length, ask_host=chooser.needs_true_prefixes)
+class Answer:
+    """
+    The prompt with what was generated so far; grows by what the target chose until a criterion ends it.
+
+    Args:
+        sequence (`torch.LongTensor` of shape `(1, length)`): the prompt.
+    """
+
+    def __init__(
+        self,
+        sequence: torch.LongTensor,
+        chooser: TokenChooser,
+        stop_checker: StopChecker,
+        streamer: BaseStreamer | None = None,
+    ):
+        self.sequence = sequence
+        self.chooser = chooser
+        self.stop_checker = stop_checker
+        self.streamer = streamer
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last token ended the answer."""
+        return self.stop_checker.is_finished
+
+    def accept(self, tree: DraftTree, logits: torch.Tensor, path_length: int) -> Acceptance:
+        """The path that the target chooses; on the way, processors and criteria see what plain decoding shows them."""
+        if self.chooser.is_argmax:
+            return accept_path(tree, logits.argmax(dim=-1).to(tree.tokens.device), path_length)
+        ask_host = self.chooser.needs_true_prefixes
+        return walk_path(tree, logits, self.sequence, self.chooser, path_length, ask_host, self._ends_with)
+
+    def append(self, tokens: torch.LongTensor, lengths: torch.LongTensor | None = None) -> int:
+        """
+        Appends what belongs to the answer. Here, and only here, the host waits for the device.
+
+        Args:
+            tokens (`torch.LongTensor` of shape `(1, path)`): what the target chose.
+            lengths (`torch.LongTensor` of shape `(1,)`, *optional*): how many of them count; all when not given.
+
+        Returns:
+            how many tokens were appended.
+        """
+        on_host = tokens if lengths is None else torch.cat((tokens, lengths.unsqueeze(1)), dim=1)
+        new_tokens = on_host[0].tolist()
+        if lengths is not None:
+            new_tokens = new_tokens[: new_tokens[-1]]
+        longest = torch.cat((self.sequence, tokens[:, : len(new_tokens)].to(self.sequence.device)), dim=1)
+        num_kept = self.stop_checker.count_kept(longest, new_tokens, self.chooser.scores)
+        self.sequence = longest[:, : self.sequence.shape[1] + num_kept]
+        self.chooser.keep_scores(self.stop_checker.num_checked)
+        if self.streamer is not None:
+            self.streamer.put(torch.tensor([new_tokens[:num_kept]]))
+        return num_kept
+
+    def _ends_with(self, sequence: torch.LongTensor) -> bool:
+        return self.stop_checker.ask(sequence, int(sequence[0, -1]), self.chooser.scores)
 
 
-def _read_path(acceptance: Acceptance) -> list[int]:
-    """The tokens that the target chose along the accepted path: the one place where the host waits for the device."""
-    length, *tokens = torch.cat((acceptance.lengths.unsqueeze(1), acceptance.tokens), dim=1)[0].tolist()
-    return tokens[:length]
-
-
-def _emit(
-    input_ids: torch.LongTensor,
-    new_tokens: list[int],
-    chooser: TokenChooser,
-    recorder: OutputRecorder,
-    stop_checker: StopChecker,
-    streamer: BaseStreamer | None,
-) -> tuple[torch.LongTensor, int, bool]:
-    """Appends what belongs to the answer; returns the sequence, how many tokens were appended, and whether it ends."""
-    appended = torch.tensor([new_tokens], dtype=input_ids.dtype).to(input_ids.device, non_blocking=True)
-    all_ids = torch.cat((input_ids, appended), dim=1)
-    scores = None
-    if recorder.scores is not None:
-        scores = recorder.scores + chooser.take_scores(len(new_tokens))
-    num_kept, is_finished = stop_checker.count_kept(all_ids, new_tokens, scores)
-    if scores is not None:
-        recorder.scores = scores[: len(scores) - len(new_tokens) + num_kept]
-    if streamer is not None:
-        streamer.put(torch.tensor([new_tokens[:num_kept]]))
-    return all_ids[:, : input_ids.shape[1] + num_kept], num_kept, is_finished
+def _keep_in_cache(forward: TargetForward, acceptance: Acceptance, num_kept: int, tree: DraftTree) -> None:
+    num_nodes = tree.tokens.shape[1]
+    if forward.verifies_trees:
+        keep_path(forward.cache, acceptance.nodes, num_kept, num_nodes)
+    else:
+        crop_last(forward.cache, num_nodes - num_kept)
+    forward.cache_length += num_kept
 
 
 def _longest(input_ids: torch.LongTensor, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> int:
@@ -151,49 +167,26 @@ def _longest(input_ids: torch.LongTensor, model_kwargs: dict[str, Any], generati
     return max(generation_config.max_length + prompt_as_embeds, past + input_ids.shape[1])
 
 
-def _prompt_padding(model_kwargs: dict[str, Any], num_read: int) -> torch.Tensor | None:
-    mask = model_kwargs.get("attention_mask")
-    return None if mask is None else mask[:, -num_read:]
-
-
-def _first_draft_inputs(
+def _prompt_pairs(
     draft: GriffinDraftModel,
     input_ids: torch.LongTensor,
     first_token: torch.LongTensor,
-    num_read: int,
+    features: torch.Tensor,
     model_kwargs: dict[str, Any],
-) -> tuple[torch.Tensor, ...]:
-    """Tokens of the prompt's pairs (x_1 .. x_L for F_0 .. F_{L-1}), and their embeddings if the prompt came as such."""
-    root = first_token.unsqueeze(-1)
-    inputs_embeds = model_kwargs.get("inputs_embeds")
-    if inputs_embeds is None:
-        return (torch.cat((input_ids, root), dim=1)[:, -num_read:],)
-    embeds = inputs_embeds[:, inputs_embeds.shape[1] - num_read + 1 :].to(device=draft.device, dtype=draft.dtype)
-    return root, torch.cat((embeds, draft.embed_tokens(root)), dim=1)
+) -> dict[str, torch.Tensor | None]:
+    """What the draft reads first: x_1 .. x_L for F_0 .. F_{L-1}, as embeddings where the prompt came as such."""
+    num_read = features.shape[1]
+    mask, inputs_embeds = model_kwargs.get("attention_mask"), model_kwargs.get("inputs_embeds")
+    token_embeds = None
+    if inputs_embeds is not None:
+        embeds = inputs_embeds[:, inputs_embeds.shape[1] - num_read + 1 :].to(device=draft.device, dtype=draft.dtype)
+        token_embeds = torch.cat((embeds, draft.embed_tokens(first_token)), dim=1)
+    return {
+        "tokens": torch.cat((input_ids, first_token), dim=1)[:, -num_read:],
+        "features": features,
+        "padding_mask": None if mask is None else mask[:, -num_read:],
+        "token_embeds": token_embeds,
+    }
 
 
-def check_supported(
-    target: PreTrainedModel,
-    input_ids: torch.LongTensor,
-    generation_config: GenerationConfig,
-    synced_gpus: bool,
-    model_kwargs: dict[str, Any],
-) -> None:
-    """Refuses what GRIFFIN decoding cannot do, before anything is computed."""
-    if target.config.is_encoder_decoder:
-        raise ValueError(
-            f"{type(target).__name__} is an encoder-decoder model; GRIFFIN drafts speed up decoder-only models. "
-            "Call `generate()` without `assistant_model`."
-        )
-    if input_ids.shape[0] > 1:
-        raise ValueError(
-            f"The batch has {input_ids.shape[0]} rows, but GRIFFIN decoding takes 1. Call `generate()` once per prompt, "
-            "or without `assistant_model`."
-        )
-    if synced_gpus:
-        raise ValueError("GRIFFIN decoding does not support `synced_gpus`; call `generate()` without `assistant_model`.")
-    if not model_kwargs.get("use_cache") or model_kwargs.get("past_key_values") is None:
-        raise ValueError("GRIFFIN decoding needs a key-value cache; call `generate()` with `use_cache=True`.")
-
-
-__all__ = ["check_supported", "decode_with_draft"]
+__all__ = ["decode_with_draft"]

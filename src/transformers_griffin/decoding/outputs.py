@@ -28,25 +28,41 @@ class GriffinGenerateOutput(GenerateDecoderOnlyOutput):
     acceptance_lengths: list[list[int]] | None = None
 
 
-class OutputRecorder:
-    """Collects scores, logits, hidden states and attentions, one entry per emitted token as in plain decoding."""
+@dataclass(frozen=True)
+class AttentionColumns:
+    """Which columns plain decoding's attention weights have in one layer."""
 
-    def __init__(self, generation_config: GenerationConfig):
+    window: int | None = None  # the newest tokens that a sliding layer still holds
+    width: int | None = None  # the columns of a static layer, used or not
+
+
+class OutputRecorder:
+    """
+    Collects logits, hidden states and attentions, one entry per emitted token as in plain decoding.
+
+    Args:
+        generation_config ([`~transformers.GenerationConfig`]): as prepared by `generate()`.
+        cache ([`~transformers.Cache`]): the target's, before room is made for trees.
+    """
+
+    def __init__(self, generation_config: GenerationConfig, cache: Cache):
         wanted = generation_config.return_dict_in_generate
         self.returns_dict = bool(wanted)
-        self.scores: tuple | None = () if wanted and generation_config.output_scores else None
         self.logits: tuple | None = () if wanted and generation_config.output_logits else None
         self.hidden_states: tuple | None = () if wanted and generation_config.output_hidden_states else None
         self.attentions: tuple | None = () if wanted and generation_config.output_attentions else None
+        self.columns = [_columns_of(layer) for layer in cache.layers]
 
-    def add_prefill(self, outputs: ModelOutput) -> None:
+    def add_prefill(self, outputs: ModelOutput, prompt_length: int) -> None:
         """The prompt's entries; logits and states of the first token."""
         if self.logits is not None:
             self.logits += (outputs.logits[:, -1].float(),)
         if self.hidden_states is not None:
             self.hidden_states += (outputs.hidden_states,)
         if self.attentions is not None:
-            self.attentions += (outputs.attentions,)
+            self.attentions += (
+                tuple(_prompt_attention(weights, prompt_length, layer) for weights, layer in self._layers(outputs)),
+            )
 
     def add_cycle(self, outputs: ModelOutput, path: torch.LongTensor, prefix_length: int) -> None:
         """
@@ -66,19 +82,26 @@ class OutputRecorder:
         if self.attentions is not None:
             num_nodes = outputs.logits.shape[1]
             self.attentions += tuple(
-                tuple(_attention_of(weights, path, i, prefix_length, num_nodes) for weights in outputs.attentions)
+                tuple(
+                    _attention_of(weights, path, i, prefix_length, num_nodes, layer)
+                    for weights, layer in self._layers(outputs)
+                )
                 for i in range(path.shape[1])
             )
 
     def finish(
-        self, sequences: torch.LongTensor, cache: Cache, acceptance_lengths: list[list[int]]
+        self,
+        sequences: torch.LongTensor,
+        scores: tuple[torch.Tensor, ...] | None,
+        cache: Cache,
+        acceptance_lengths: list[list[int]],
     ) -> GriffinGenerateOutput | torch.LongTensor:
         """What `generate()` returns."""
         if not self.returns_dict:
             return sequences
         return GriffinGenerateOutput(
             sequences=sequences,
-            scores=self.scores,
+            scores=scores,
             logits=self.logits,
             attentions=self.attentions,
             hidden_states=self.hidden_states,
@@ -86,20 +109,48 @@ class OutputRecorder:
             acceptance_lengths=acceptance_lengths,
         )
 
+    def _layers(self, outputs: ModelOutput) -> list[tuple[torch.Tensor | None, AttentionColumns]]:
+        """Every layer's attention weights with their columns; layers without a cache of their own count as dynamic."""
+        num_shared = len(outputs.attentions) - len(self.columns)
+        return list(zip(outputs.attentions, self.columns + [AttentionColumns()] * num_shared, strict=False))
+
+
+def _columns_of(layer: Any) -> AttentionColumns:
+    is_sliding = getattr(layer, "is_sliding", False)  # layers without keys have no such attribute
+    return AttentionColumns(
+        window=layer.get_max_length() if is_sliding else None,
+        width=layer.get_max_length() if layer.is_compileable else None,
+    )
+
 
 def _rows(states: torch.Tensor, path: torch.LongTensor) -> torch.Tensor:
     """`(batch_size, n_nodes, width)` -> `(batch_size, kept, width)`."""
     return states.gather(1, path.to(states.device).unsqueeze(-1).expand(-1, -1, states.shape[-1]))
 
 
+def _prompt_attention(
+    weights: torch.Tensor | None, prompt_length: int, layer: AttentionColumns
+) -> torch.Tensor | None:
+    """Cuts the columns by which static layers were widened for trees."""
+    if weights is None or layer.width is None:
+        return weights
+    return weights[..., : max(layer.width, prompt_length)]
+
+
 def _attention_of(
-    weights: torch.Tensor | None, path: torch.LongTensor, step: int, prefix_length: int, num_nodes: int
+    weights: torch.Tensor | None,
+    path: torch.LongTensor,
+    step: int,
+    prefix_length: int,
+    num_nodes: int,
+    layer: AttentionColumns,
 ) -> torch.Tensor | None:
     """
     The attention of one path node as plain decoding would show it: columns of prefix and path, in order.
 
     `weights` has shape `(batch_size, heads, n_nodes, kv_len)`; its columns end with the tree, or, in a static cache,
-    start with the prefix. The result has shape `(batch_size, heads, 1, prefix + step + 1)`.
+    start with the prefix. The result has shape `(batch_size, heads, 1, prefix + step + 1)`, cut and padded as the
+    layer's columns say.
     """
     if weights is None:
         return None
@@ -109,13 +160,17 @@ def _attention_of(
     path = path.to(weights.device)
     row = weights.gather(2, path[:, None, step : step + 1, None].expand(-1, weights.shape[1], -1, kv_len))
     columns = (first_node + path[:, None, None, : step + 1]).expand(-1, weights.shape[1], -1, -1)
-    return torch.cat((row[..., :first_node], row.gather(3, columns)), dim=-1)
+    seen = torch.cat((row[..., :first_node], row.gather(3, columns)), dim=-1)
+    if layer.window is not None:
+        seen = seen[..., -layer.window :]
+    if layer.width is not None:
+        seen = torch.nn.functional.pad(seen, (0, layer.width - seen.shape[-1]))
+    return seen
 
 
-def wanted_outputs(generation_config: GenerationConfig) -> dict[str, Any]:
-    """Keyword arguments that make the target's forward return what the answer shall hold."""
-    names = ("output_attentions", "output_hidden_states")
-    return {name: True for name in names if getattr(generation_config, name, None)}
+def wants_scores(generation_config: GenerationConfig) -> bool:
+    """Whether the answer shall hold the processed scores of its tokens; the chooser records them."""
+    return bool(generation_config.return_dict_in_generate and generation_config.output_scores)
 
 
-__all__ = ["GriffinGenerateOutput", "OutputRecorder", "wanted_outputs"]
+__all__ = ["AttentionColumns", "GriffinGenerateOutput", "OutputRecorder", "wants_scores"]

@@ -74,6 +74,7 @@ def walk_path(
     choose: Choose,
     path_length: int,
     ask_host: bool,
+    is_over: Callable[[torch.LongTensor], bool] | None = None,
 ) -> Acceptance:
     """
     Accepts the same path as [`accept_path`], but lets `choose` see every prefix, one node after the other.
@@ -89,6 +90,7 @@ def walk_path(
         ask_host (`bool`): stop as soon as the path has ended. That waits for the device at every step, but `choose`
             never sees a prefix that plain decoding would not show it, so it may keep state. Without it all steps run
             and those behind the end are ignored.
+        is_over (`Callable`, *optional*): whether the answer ends with a sequence; with `ask_host` the path ends there.
     """
     index = torch.arange(tree.tokens.shape[1], device=tree.tokens.device)
     node = torch.zeros_like(input_ids[:, :1])
@@ -103,10 +105,10 @@ def walk_path(
         lengths = lengths + walking
         is_child = (tree.parents == node) & (tree.tokens == token) & (index > 0)
         walking = walking & is_child.any(dim=-1, keepdim=True)
-        if ask_host and not walking.any():
+        prefix = torch.cat((prefix, token), dim=1)
+        if ask_host and (not walking.any() or (is_over is not None and is_over(prefix))):
             break
         node = torch.where(walking, is_child.long().argmax(dim=-1, keepdim=True), node)
-        prefix = torch.cat((prefix, token), dim=1)
     rest = path_length - len(nodes)
     return Acceptance(
         nodes=torch.cat(nodes + nodes[-1:] * rest, dim=1),
