@@ -313,6 +313,10 @@ def make_our_own(release):
     release.config["model_type"] = "griffin_draft"
 
 
+def uneven_heads(release):
+    release.config["num_key_value_heads"] = 3
+
+
 def make_gelu(release):
     release.config["hidden_act"] = "gelu"
 
@@ -339,6 +343,7 @@ def add_number(release):
             make_our_own,
             "is a `griffin_draft` already and needs no conversion. Load it with `GriffinDraftModel.from_pre",
         ),
+        (uneven_heads, "`num_attention_heads` (8) must be a multiple of `num_key_value_heads` (3)."),
         (make_gelu, "`hidden_act` is 'gelu', but token-guided fusion is made with 'silu' only."),
         (add_number, "holds a int at 'epoch', but all values must be tensors."),
     ],

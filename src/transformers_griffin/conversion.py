@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -177,16 +178,19 @@ def _config_from_released(released: dict[str, Any], weights: dict[str, torch.Ten
     fields = {name: released[name] for name in REQUIRED_FIELDS + COPIED_FIELDS if released.get(name) is not None}
     if fields.get("pad_token_id", 0) < 0:  # old Llama configurations write -1 for "none"
         del fields["pad_token_id"]
-    return GriffinDraftConfig(
-        **fields,
-        num_hidden_layers=last_layer + 1,
-        rms_norm_eps=float(released.get("rms_norm_eps", 1e-6)),
-        rope_parameters=_rope_from_released(released),
-        attention_bias=bool(released.get("qkv_bias")) or any(key.endswith("_proj.bias") for key in weights),
-        fusion=fusion,
-        fusion_bias=fusion == "token_guided" or "fc.bias" in weights,
-        dual_head=not is_single if down_proj is not None else fusion == "token_guided",
-    )
+    try:
+        return GriffinDraftConfig(
+            **fields,
+            num_hidden_layers=last_layer + 1,
+            rms_norm_eps=float(released.get("rms_norm_eps", 1e-6)),
+            rope_parameters=_rope_from_released(released),
+            attention_bias=bool(released.get("qkv_bias")) or any(key.endswith("_proj.bias") for key in weights),
+            fusion=fusion,
+            fusion_bias=fusion == "token_guided" or "fc.bias" in weights,
+            dual_head=not is_single if down_proj is not None else fusion == "token_guided",
+        )
+    except StrictDataclassError as error:
+        raise ValueError(f"`{CONFIG_FILE}` describes no draft. {error}") from error
 
 
 def _detect_fusion(weights: dict[str, torch.Tensor]) -> str:
