@@ -1,0 +1,177 @@
+"""The `griffin` command: what it writes, what it prints and how it fails."""
+
+import io
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModel, PreTrainedTokenizerFast
+
+from conftest import GOLDEN, tiny_llama
+from transformers_griffin import GriffinDraftModel, __version__
+from transformers_griffin.cli import main
+
+
+RELEASED = GOLDEN / "llama_gqa" / "draft_official"
+TARGET = GOLDEN / "llama_gqa" / "target"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Directories of a tiny target with a tokenizer of the words w0 ... w60, and of a draft for it."""
+    directory = tmp_path_factory.mktemp("pair")
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(61)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    target = tiny_llama()
+    target.save_pretrained(directory / "target")
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0").save_pretrained(directory / "target")
+    draft = GriffinDraftModel.from_target(target)
+    draft.generation_config.num_assistant_tokens = 8
+    draft.generation_config.draft_tree_depth = 3
+    draft.generation_config.draft_tree_top_k = 2
+    draft.save_pretrained(directory / "draft")
+    return directory
+
+
+def generate_args(pair, *more: str) -> list[str]:
+    return ["generate", "--target", str(pair / "target"), "--draft", str(pair / "draft"), "--prompt", "w5 w9", *more]
+
+
+# ---------------------------------------------------------------------- convert
+
+
+def test_convert_there_and_back_is_bit_equal(tmp_path, capsys):
+    draft, back = tmp_path / "draft", tmp_path / "back"
+    assert main(["convert", str(RELEASED), str(draft), "--target", str(TARGET)]) == 0
+    assert capsys.readouterr().out == (
+        f"Wrote {draft}: token_guided fusion, two outputs, 1 layer(s), hidden size 64, vocabulary 517, "
+        "104,704 parameters, float32\n"
+    )
+    assert AutoModel.from_pretrained(draft).config.target_model_type == "llama"
+    assert main(["convert", str(draft), str(back), "--target", str(TARGET), "--to", "released", "--safetensors"]) == 0
+    original, written = (load_file(path / "model.safetensors") for path in (RELEASED, back))
+    assert original.keys() == written.keys()
+    assert all(torch.equal(original[key], written[key]) for key in original)
+
+
+def test_convert_can_check_the_config_alone(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "config.json").write_text((TARGET / "config.json").read_text())
+    out = tmp_path / "draft"
+    assert main(["convert", str(RELEASED), str(out), "--target", str(tmp_path / "target"), "--config-only"]) == 0
+    assert (out / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["{tmp}", "{tmp}/out"], "has no `config.json`"),
+        ([str(RELEASED), str(RELEASED)], "PATH and OUT are both"),
+        ([str(RELEASED), str(RELEASED / "config.json")], "is a file. Give a directory to write to."),
+        ([str(RELEASED), "{tmp}/out", "--to", "released"], "Give --target."),
+        ([str(RELEASED), "{tmp}/out", "--target", str(GOLDEN / "qwen2_bias" / "target")], "`vocab_size` is 517, but"),
+    ],
+)
+def test_a_failed_conversion_is_one_line_on_stderr(args, message, tmp_path, capsys):
+    status = main(["convert", *(arg.replace("{tmp}", str(tmp_path)) for arg in args)])
+    captured = capsys.readouterr()
+    assert status == 1
+    assert captured.out == ""
+    assert captured.err.startswith("griffin convert: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no `config\.json`"):
+        main(["convert", str(tmp_path), str(tmp_path / "out"), "--debug"])
+
+
+# ---------------------------------------------------------------------- generate
+
+
+def test_generate_prints_the_targets_own_answer_and_tau(pair, capsys):
+    assert main(generate_args(pair, "--max-new-tokens", "12")) == 0
+    *text, statistics = capsys.readouterr().out.splitlines()
+    target = tiny_llama()
+    expected = target.generate(torch.tensor([[5, 9]]), max_new_tokens=12, do_sample=False, pad_token_id=0)[0, 2:]
+    assert "".join(text).split() == [f"w{token}" for token in expected.tolist() if token != 0]
+    assert re.fullmatch(r"\[12 tokens, \d+ cycles, tau \d+\.\d\d, \d+\.\d tokens/s\]", statistics)
+
+
+def test_generate_samples_repeatably_and_takes_tree_settings(pair, capsys):
+    args = generate_args(pair, "--max-new-tokens", "9", "--temperature", "1.5", "--top-p", "0.9", "--seed", "3")
+    tree = ["--num-draft-tokens", "3", "--depth", "3", "--width", "1"]
+    answers = []
+    for _ in range(2):
+        assert main(args + tree) == 0
+        answers.append(capsys.readouterr().out.splitlines()[:-1])
+    assert answers[0] == answers[1]
+
+
+def test_generate_reads_the_prompt_from_stdin(pair, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("w5 w9\n"))
+    args = generate_args(pair, "--max-new-tokens", "4")
+    args[args.index("w5 w9")] = "-"
+    assert main(args) == 0
+    from_stdin = capsys.readouterr().out.splitlines()[0]
+    assert main(generate_args(pair, "--max-new-tokens", "4")) == 0
+    assert capsys.readouterr().out.splitlines()[0] == from_stdin
+
+
+def test_generate_with_settings_that_form_no_tree_says_why(pair, capsys):
+    assert main(generate_args(pair, "--num-draft-tokens", "50", "--depth", "2", "--width", "2")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("griffin generate: `num_assistant_tokens` is 50, but a tree of `draft_tree_depth`=2")
+
+
+# ---------------------------------------------------------------------- usage
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "text"),
+    [
+        (["--version"], 0, f"transformers-griffin {__version__}"),
+        (["--help"], 0, "griffin convert user/griffin-release my-draft"),
+        (["convert", "--help"], 0, "in the layout of GRIFFIN, EAGLE, EAGLE-2 or HASS"),
+        (["generate", "--help"], 0, "drafted tokens verified per cycle"),
+        ([], 2, "the following arguments are required: COMMAND"),
+        (["dance"], 2, "invalid choice: 'dance'"),
+        (["convert", "only-one"], 2, "the following arguments are required: OUT"),
+        (["convert", "a", "b", "--to", "gguf"], 2, "invalid choice: 'gguf'"),
+        (["generate", "--prompt", "x"], 2, "the following arguments are required: --target, --draft"),
+        (["generate", "--temperature", "-1"], 2, "-1.0 is not 0 or more"),
+        (["generate", "--width", "0"], 2, "0 is not 1 or more"),
+    ],
+)
+def test_help_and_wrong_usage(args, status, text, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(args)
+    captured = capsys.readouterr()
+    assert left.value.code == status
+    assert text in " ".join((captured.out if status == 0 else captured.err).split())
+
+
+def test_the_module_runs_as_a_program(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "transformers_griffin.cli",
+            "convert",
+            str(tmp_path / "nowhere"),
+            str(tmp_path / "out"),
+        ],
+        capture_output=True,
+        text=True,
+        env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("griffin convert: ")
