@@ -61,10 +61,13 @@ def eagle(tmp_path):
 
 @pytest.mark.parametrize("name", GOLDEN_CASES)
 def test_config_of_a_released_checkpoint_is_read(name):
-    config = golden_case(name)[1].config
+    _, draft = golden_case(name)
+    config = draft.config
     expected = EXPECTED_CONFIGS[name]
     found = {field: getattr(config, field) for field in expected if field != "theta"}
     assert found | {"theta": config.rope_parameters["rope_theta"]} == expected
+    norms = (draft.fusion.inner_norm, draft.fusion.outer_norm, draft.layers[0].post_attention_layernorm)
+    assert {norm.variance_epsilon for norm in norms} == {expected["rms_norm_eps"]}
     assert (config.fusion, config.dual_head, config.num_hidden_layers) == ("token_guided", True, 1)
     assert config.target_model_type == ("qwen2" if name == "qwen2_bias" else "llama")
 
