@@ -1,0 +1,174 @@
+"""
+The objective of one training step: N passes, each with a feature term, a token term and its alignment mask.
+
+    L = sum_n  w_f mean(feature_distance_n) + w_t mean(cross_entropy_n) + w_10 mean(top_token_cross_entropy_n)
+
+with each mean over the positions that the alignment mask leaves to pass n (`losses.py`). Gradients of the passes add
+up; they are not averaged.
+
+Notation for shapes: `batch_size`; `seq_len` positions; `n_rows` positions whose logits are wanted.
+
+Next: `trainer.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..modeling_griffin import GriffinDraftModel
+from .arguments import GriffinTrainingArguments
+from .features import DraftBatch
+from .head_loss import HeadLoss, head_loss, target_distribution
+from .losses import alignment_gate, alignment_mask, feature_distance, masked_mean
+from .multi_pass import PassOutput, StreamStates, next_stream, run_pass
+
+
+# What a pass counts, summed over positions: the losses over the positions that the alignment mask keeps, the rates over
+# all positions with a loss.
+COUNTS = ("feature_loss", "token_loss", "top_token_loss", "kept", "hit_rate", "accuracy", "positions")
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """One pass of the objective."""
+
+    loss: torch.Tensor  # scalar, differentiable
+    counts: torch.Tensor  # (len(COUNTS),), float32, detached
+    mask: torch.Tensor  # (batch_size, seq_len), bool: positions the pass learnt from
+    is_hit: torch.Tensor  # (batch_size, seq_len), bool: hits where they were wanted, False elsewhere
+    output: PassOutput
+
+
+def multi_pass_objective(
+    draft: GriffinDraftModel,
+    batch: DraftBatch,
+    args: GriffinTrainingArguments,
+    num_passes: int,
+    run_pass: Callable[..., PassOutput] = run_pass,
+) -> list[PassResult]:
+    """
+    Runs the passes of a training step and computes their losses.
+
+    Args:
+        draft ([`GriffinDraftModel`]): bound to the target.
+        batch ([`DraftBatch`]): tokens and features in the draft's pairing.
+        args ([`GriffinTrainingArguments`]): weights, alignment and chunk size.
+        num_passes (`int`): N.
+        run_pass (`Callable`, *optional*): [`run_pass`], possibly compiled.
+
+    Returns:
+        `list[PassResult]`: one a pass. The loss of the step is the sum of theirs, and one backward serves all.
+    """
+    rows = wanted_rows(batch.loss_mask, num_passes)
+    target = target_distribution(
+        draft.compute_logits, _take(batch.next_features, rows), args.top_token_loss_k, args.head_chunk_size
+    )
+    token_embeds = draft.embed_tokens(batch.input_ids)
+    stream, states = batch.features, ()
+    gate = torch.ones_like(batch.loss_mask)
+
+    results: list[PassResult] = []
+    for _ in range(num_passes):
+        output = run_pass(draft, token_embeds, stream, states, batch.key_mask)
+        head = head_loss(
+            _take(output.predict, rows),
+            _take(batch.labels, rows),
+            target,
+            draft.compute_logits,
+            weights=(args.token_loss_weight, args.top_token_loss_weight),
+            hit_top_k=args.alignment_top_k or 1,
+            chunk_size=args.head_chunk_size,
+        )
+        is_hit = _put(head.is_hit, rows, batch.loss_mask)
+        mask = batch.loss_mask
+        if args.alignment_top_k is not None:
+            mask = mask & alignment_mask(gate, is_hit, args.alignment)
+        results.append(_result(output, head, batch, mask, rows, is_hit, args.feature_loss_weight))
+
+        stream = next_stream(output.regress, batch.features, batch.key_mask)
+        states = (*states, output.states)
+        # Nothing was drafted at padding, so nothing was missed there.
+        gate = alignment_gate(gate, is_hit if batch.key_mask is None else is_hit | ~batch.key_mask)
+    return results
+
+
+def wanted_rows(loss_mask: torch.Tensor, num_passes: int) -> torch.Tensor:
+    """
+    Flat indices of the positions whose logits are wanted: those with a loss, and those whose hits may mask them.
+
+    Pass N looks back at hits of up to N-1 positions before its own, hence with N = 3::
+
+        loss_mask   . . . . 1 1 . .
+        wanted      . . 1 1 1 1 . .
+
+    Args:
+        loss_mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`): positions with a loss.
+        num_passes (`int`): N.
+
+    Returns:
+        `torch.LongTensor` of shape `(n_rows,)`.
+    """
+    wanted = loss_mask
+    for _ in range(num_passes - 1):
+        wanted = wanted | nn.functional.pad(wanted[:, 1:], (0, 1))
+    return wanted.flatten().nonzero().squeeze(-1)
+
+
+def _result(
+    output: PassOutput,
+    head: HeadLoss,
+    batch: DraftBatch,
+    mask: torch.Tensor,
+    rows: torch.Tensor,
+    is_hit: torch.Tensor,
+    feature_loss_weight: float,
+) -> PassResult:
+    distance = feature_distance(output.regress, batch.next_features)
+    kept, base = _take(mask, rows).float(), _take(batch.loss_mask, rows).float()
+    loss = feature_loss_weight * masked_mean(distance, mask.float()) + masked_mean(head.loss, kept)
+    counts = (
+        (distance.detach() * mask).sum(),
+        (head.cross_entropy * kept).sum(),
+        (head.top_cross_entropy * kept).sum(),
+        kept.sum(),
+        (head.is_hit * base).sum(),
+        (head.is_agreed * base).sum(),
+        base.sum(),
+    )
+    return PassResult(loss, torch.stack(counts), mask, is_hit, output)
+
+
+def _take(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return values.flatten(0, 1).index_select(0, rows)
+
+
+def _put(values: torch.Tensor, rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(like).flatten().index_copy(0, rows, values).view_as(like)
+
+
+def mean_counts(counts: torch.Tensor) -> dict[str, float]:
+    """
+    Turns summed counts into the means that are logged.
+
+    Args:
+        counts (`torch.Tensor` of shape `(num_passes, len(COUNTS))`): of all batches and processes.
+
+    Returns:
+        `dict[str, float]`: `pass_n/feature_loss`, `pass_n/token_loss` and `pass_n/top_token_loss` (means over the
+        positions kept), `pass_n/kept` (share of positions that the alignment mask keeps), `pass_n/hit_rate` (the data's
+        token is in the draft's top k) and `pass_n/accuracy` (draft and target agree on the most likely token).
+    """
+    metrics = {}
+    for number, row in enumerate(counts.tolist(), start=1):
+        values = dict(zip(COUNTS, row, strict=True))
+        kept, positions = max(values["kept"], 1.0), max(values["positions"], 1.0)
+        for name in COUNTS[:3]:
+            metrics[f"pass_{number}/{name}"] = values[name] / kept
+        for name in COUNTS[3:6]:
+            metrics[f"pass_{number}/{name}"] = values[name] / positions
+    return metrics
+
+
+__all__ = ["COUNTS", "PassResult", "StreamStates", "mean_counts", "multi_pass_objective", "wanted_rows"]

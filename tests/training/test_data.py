@@ -1,0 +1,97 @@
+"""Rows in, right-padded batches out."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from transformers_griffin.training.data import GriffinDataCollator, tokenize_row
+from transformers_griffin.training.features import NO_LABEL, add_feature_noise, next_labels, position_mask
+
+
+WORDS = ["<pad>", "<user>", "<bot>", "<end>", "hi", "there", "yes", "no"]
+TEMPLATE = (
+    "{%- for message in messages %}{%- if message['role'] == 'assistant' %}{{- '<bot> ' }}{%- generation %}"
+    "{{- message['content'] + ' <end>' }}{%- endgeneration %}{{- ' ' }}{%- else %}"
+    "{{- '<user> ' + message['content'] + ' ' }}{%- endif %}{%- endfor %}"
+)
+CONVERSATION = {
+    "messages": [
+        {"role": "user", "content": "hi there"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "no"},
+        {"role": "assistant", "content": "hi"},
+    ]
+}
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", additional_special_tokens=WORDS[1:4], chat_template=TEMPLATE
+    )
+
+
+def test_only_assistant_tokens_of_a_conversation_have_a_loss(tokenizer):
+    """<user> hi there <bot> yes <end> <user> no <bot> hi <end>"""
+    input_ids, loss_mask = tokenize_row(CONVERSATION, tokenizer, max_length=100)
+    assert input_ids == [1, 4, 5, 2, 6, 3, 1, 7, 2, 4, 3]
+    assert loss_mask == [0, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1]
+    assert tokenize_row(CONVERSATION, tokenizer, 5, assistant_only_loss=False) == ([1, 4, 5, 2, 6], [1] * 5)
+
+
+def test_all_tokens_of_a_text_and_of_a_block_have_a_loss(tokenizer):
+    assert tokenize_row({"text": "hi no"}, tokenizer, 100) == ([4, 7], [1, 1])
+    assert tokenize_row({"input_ids": torch.tensor([4, 7])}, None, 100) == ([4, 7], [1, 1])
+    assert tokenize_row({"input_ids": [4, 7], "loss_mask": [0, 1]}, None, 100) == ([4, 7], [0, 1])
+
+
+def test_rows_that_cannot_be_understood_say_what_to_do(tokenizer):
+    with pytest.raises(ValueError, match="processing_class"):
+        tokenize_row({"text": "hi"}, None, 100)
+    with pytest.raises(ValueError, match="columns"):
+        tokenize_row({"answer": "hi"}, tokenizer, 100)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    with pytest.raises(ValueError, match="generation"):
+        tokenize_row(CONVERSATION, tokenizer, 100)
+
+
+def test_a_batch_is_padded_on_the_right_and_rows_without_loss_are_counted(tokenizer):
+    collator = GriffinDataCollator(tokenizer, max_length=6)
+    prompt_only = {"messages": CONVERSATION["messages"][:1]}
+    batch = collator([CONVERSATION, prompt_only, {"text": "hi no"}])
+    assert batch["input_ids"].tolist() == [[1, 4, 5, 2, 6, 3], [4, 7, 0, 0, 0, 0]]
+    assert batch["loss_mask"].tolist() == [[0, 0, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 0, 0, 0, 0]]
+    assert collator.num_skipped == 1
+    batch = collator([prompt_only, prompt_only])
+    assert batch["loss_mask"].tolist() == [[0, 0, 0]]
+    assert collator.num_skipped == 3
+
+
+def test_blocks_of_one_length_need_no_attention_mask():
+    batch = GriffinDataCollator()([{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5, 6]}])
+    assert batch.keys() == {"input_ids", "loss_mask"}
+
+
+def test_positions_without_a_next_feature_or_label_have_none():
+    """Tokens 0..3 in a row of 3 real ones: two positions, of which the second has a next feature but no label."""
+    ids, attention_mask = torch.tensor([[5, 6, 7, 0]]), torch.tensor([[1, 1, 1, 0]])
+    assert position_mask(ids, None, attention_mask).tolist() == [[True, True, False]]
+    assert next_labels(ids[:, 1:], attention_mask[:, 1:].bool()).tolist() == [[7, NO_LABEL, NO_LABEL]]
+
+
+def test_the_loss_mask_can_follow_the_predicted_token():
+    """Token 3 has a loss; position 1 predicts it."""
+    ids, loss_mask = torch.zeros(1, 5, dtype=torch.long), torch.tensor([[0, 0, 0, 1, 0]])
+    assert position_mask(ids, loss_mask, None, 0).int().tolist() == [[0, 0, 0, 1]]
+    assert position_mask(ids, loss_mask, None, 2).int().tolist() == [[0, 1, 0, 0]]
+
+
+def test_noise_has_the_released_width():
+    features = torch.zeros(2, 255, 8)
+    noise = add_feature_noise(features, 0.2, generator=torch.Generator().manual_seed(0))
+    assert 0.19 < noise.abs().max().item() <= 0.2  # half of 0.2 * 512 / 256 tokens
+    assert add_feature_noise(features, 0.0) is features
