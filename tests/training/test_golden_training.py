@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import GOLDEN_CASES, golden_case, golden_json, golden_tensors
 
+from conftest import GOLDEN_CASES, golden_case, golden_json, golden_tensors
 from transformers_griffin.conversion import KEY_MAPS
 from transformers_griffin.training.arguments import GriffinTrainingArguments
 from transformers_griffin.training.features import DraftBatch, draft_batch, next_labels

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import tiny_llama
 
+from conftest import tiny_llama
 from transformers_griffin import GriffinDraftModel
 from transformers_griffin.training.head_loss import head_loss, target_distribution
 from transformers_griffin.training.losses import (

@@ -23,7 +23,7 @@ class GriffinTrainingArguments(TrainingArguments):
     num_passes: int = field(
         default=3,
         metadata={
-            "help": "Passes of a training step, each reading the draft's own features of the pass before (Table 4)."
+            "help": "Passes of a training step, each reading the draft's features of the pass before (Table 4)."
         },
     )
     num_passes_schedule: list[float] | None = field(
@@ -53,7 +53,7 @@ class GriffinTrainingArguments(TrainingArguments):
     )
     token_loss_weight: float = field(
         default=0.1,
-        metadata={"help": "Weight of the cross-entropy against the target's distribution (released code)."},
+        metadata={"help": "Weight of the cross-entropy against the target's distribution (released)."},
     )
     top_token_loss_weight: float = field(
         default=0.5, metadata={"help": "Weight of the same over the target's most likely tokens (released code)."}
@@ -71,8 +71,8 @@ class GriffinTrainingArguments(TrainingArguments):
     loss_mask_shift: int = field(
         default=0,
         metadata={
-            "help": "Position t is trained if token x_{t + loss_mask_shift} has a loss. 0 in the released code; 2 masks "
-            "by the token that the position predicts."
+            "help": "Position t is trained if token x_{t + loss_mask_shift} has a loss. 0 in the released code; 2 "
+            "masks by the token that the position predicts."
         },
     )
     head_chunk_size: int = field(
@@ -98,8 +98,8 @@ class GriffinTrainingArguments(TrainingArguments):
         starts = self.num_passes_schedule
         if starts is not None and (len(starts) != self.num_passes - 1 or list(starts) != sorted(starts)):
             raise ValueError(
-                f"`num_passes_schedule` is {starts}, but with {self.num_passes} passes it must be {self.num_passes - 1} "
-                "non-decreasing fractions, one for every pass after the first."
+                f"`num_passes_schedule` is {starts}, but with {self.num_passes} passes it must be "
+                f"{self.num_passes - 1} non-decreasing fractions, one for every pass after the first."
             )
 
     def num_passes_at(self, step: int, max_steps: int) -> int:

@@ -39,8 +39,8 @@ def tokenize_row(
         assistant_only_loss (`bool`, defaults to `True`): whether only assistant tokens of `messages` have a loss.
 
     Raises:
-        ValueError: if the row has none of the columns, a tokenizer is needed and missing, or the chat template does not
-            mark assistant tokens.
+        ValueError: if the row has none of the columns, a tokenizer is needed and missing, or the chat template does
+            not mark assistant tokens.
     """
     if "input_ids" in row:
         input_ids = torch.as_tensor(row["input_ids"]).tolist()
@@ -63,11 +63,14 @@ def _tokenize_messages(
 ) -> tuple[list[int], list[int]]:
     if assistant_only_loss and "generation" not in (tokenizer.get_chat_template() or ""):
         raise ValueError(
-            "The chat template does not mark assistant tokens. Put `{% generation %}` ... `{% endgeneration %}` around "
-            "the assistant's text in `tokenizer.chat_template`, or set `assistant_only_loss=False`."
+            "The chat template does not mark assistant tokens. Put `{% generation %}` ... `{% endgeneration %}` "
+            "around the assistant's text in `tokenizer.chat_template`, or set `assistant_only_loss=False`."
         )
-    rendered = tokenizer.apply_chat_template(
-        list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=assistant_only_loss
+    rendered: Any = tokenizer.apply_chat_template(
+        [dict(message) for message in messages],
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=assistant_only_loss,
     )
     input_ids = rendered["input_ids"]
     return input_ids, rendered["assistant_masks"] if assistant_only_loss else [1] * len(input_ids)
@@ -108,9 +111,7 @@ class GriffinDataCollator:
 
     def _count_skipped(self, count: int) -> None:
         if count > 0 and self.num_skipped == 0:
-            logger.warning(
-                "A row has no token with a loss and is skipped; later ones are skipped and counted silently."
-            )
+            logger.warning("A row has no token with a loss and is skipped; later ones are skipped silently.")
         self.num_skipped += count
 
     def _pad(self, pairs: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:

@@ -1,10 +1,10 @@
 """
 The N passes of one training step, each reading what the draft itself wrote in the passes before (Eq. 4).
 
-Pass 1 reads the target's features F. After pass n a new feature stream R_n is formed from its regress features, detached
-and one position later: `R_n[0] = F_0, R_n[t] = regress_n[t-1]`. In pass n the queries and the residual come from the
-newest stream, and a row sees what a drafting round of depth n would see: its own last n-1 features drafted, all earlier
-ones verified. Keys and values of pass 3, by column::
+Pass 1 reads the target's features F. After pass n a new feature stream R_n is formed from its regress features,
+detached and one position later: `R_n[0] = F_0, R_n[t] = regress_n[t-1]`. In pass n the queries and the residual come
+from the newest stream, and a row sees what a drafting round of depth n would see: its own last n-1 features drafted,
+all earlier ones verified. Keys and values of pass 3, by column::
 
     row 0   R2
     row 1   R1 R2
@@ -12,8 +12,8 @@ ones verified. Keys and values of pass 3, by column::
     row 3   F  F  R1 R2
 
 So the scores of pass n are one causal matrix over F, shortened by n-1 columns, and n-1 diagonals ([`pass_attention`]);
-no stream but F is ever multiplied with all columns. Keys and values of a stream are computed once and serve every later
-pass. Passes are connected by nothing else, and all of them share one backward: the sum of their losses.
+no stream but F is ever multiplied with all columns. Keys and values of a stream are computed once and serve every
+later pass. Passes are connected by nothing else, and all of them share one backward: the sum of their losses.
 
 The released attention gave invisible columns score 0 instead of leaving them out; this one is causal.
 
@@ -24,6 +24,7 @@ Next: `features.py`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,11 +47,11 @@ class StreamStates:
 
 @dataclass(frozen=True)
 class PassOutput:
-    """One pass: both of shape `(batch_size, seq_len, hidden_size)`, and the states of the stream that it read."""
+    """One pass: both features of shape `(batch_size, seq_len, hidden_size)`, and the states it leaves behind."""
 
     predict: torch.Tensor
     regress: torch.Tensor
-    states: StreamStates | None  # None for a draft with several layers, which can have one pass only
+    states: tuple[StreamStates, ...]  # of F, R_1, ..., R_{n-1}; empty for several layers (one pass only)
 
 
 def run_pass(
@@ -75,15 +76,15 @@ def run_pass(
     """
     if draft.config.num_hidden_layers > 1:
         predict, regress = draft(inputs_embeds=token_embeds, features=features, attention_mask=key_mask)[:2]
-        return PassOutput(predict, regress, states=None)
-    layer = draft.layers[0]
+        return PassOutput(predict, regress, states=())
+    layer: Any = draft.layers[0]
     fused = draft.fusion(token_embeds, features.to(token_embeds.dtype))
-    query, states = _project(draft, layer.input_layernorm(fused))
-    all_states = (*earlier_states, states)
+    query, newest_states = _project(draft, layer.input_layernorm(fused))
+    states = (*earlier_states, newest_states)
     attended = pass_attention(
         query,
-        verified=all_states[0],
-        drafted=all_states[:0:-1],
+        verified=states[0],
+        drafted=states[:0:-1],
         scaling=layer.self_attn.scaling,
         key_mask=key_mask,
         use_sdpa=draft.config._attn_implementation != "eager",
@@ -119,15 +120,15 @@ def check_passes(draft: GriffinDraftModel, num_passes: int) -> None:
     """
     if draft.config.num_hidden_layers > 1 and num_passes > 1:
         raise ValueError(
-            f"The draft has {draft.config.num_hidden_layers} decoder layers and `num_passes` is {num_passes}, but only "
-            "drafts with one decoder layer, as in the paper, can be trained with several passes. Set "
+            f"The draft has {draft.config.num_hidden_layers} decoder layers and `num_passes` is {num_passes}, but "
+            "only drafts with one decoder layer, as in the paper, can be trained with several passes. Set "
             "`num_hidden_layers=1` in the draft's configuration, or `num_passes=1`."
         )
 
 
 def _project(draft: GriffinDraftModel, hidden_states: torch.Tensor) -> tuple[torch.Tensor, StreamStates]:
     """Query `(batch_size, num_heads, seq_len, head_dim)` and [`StreamStates`] of one stream."""
-    attention = draft.layers[0].self_attn
+    attention: Any = draft.layers[0].self_attn
     heads = (*hidden_states.shape[:-1], -1, attention.head_dim)
     query = attention.q_proj(hidden_states).view(heads).transpose(1, 2)
     keys = attention.k_proj(hidden_states).view(heads).transpose(1, 2)

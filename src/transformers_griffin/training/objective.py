@@ -25,8 +25,8 @@ from .losses import alignment_gate, alignment_mask, feature_distance, masked_mea
 from .multi_pass import PassOutput, StreamStates, next_stream, run_pass
 
 
-# What a pass counts, summed over positions: the losses over the positions that the alignment mask keeps, the rates over
-# all positions with a loss.
+# What a pass counts, summed over positions: the losses over the positions that the alignment mask keeps, the rates
+# over all positions with a loss.
 COUNTS = ("feature_loss", "token_loss", "top_token_loss", "kept", "hit_rate", "accuracy", "positions")
 
 
@@ -66,7 +66,8 @@ def multi_pass_objective(
         draft.compute_logits, _take(batch.next_features, rows), args.top_token_loss_k, args.head_chunk_size
     )
     token_embeds = draft.embed_tokens(batch.input_ids)
-    stream, states = batch.features, ()
+    stream = batch.features
+    states: tuple[StreamStates, ...] = ()
     gate = torch.ones_like(batch.loss_mask)
 
     results: list[PassResult] = []
@@ -87,8 +88,7 @@ def multi_pass_objective(
             mask = mask & alignment_mask(gate, is_hit, args.alignment)
         results.append(_result(output, head, batch, mask, rows, is_hit, args.feature_loss_weight))
 
-        stream = next_stream(output.regress, batch.features, batch.key_mask)
-        states = (*states, output.states)
+        stream, states = next_stream(output.regress, batch.features, batch.key_mask), output.states
         # Nothing was drafted at padding, so nothing was missed there.
         gate = alignment_gate(gate, is_hit if batch.key_mask is None else is_hit | ~batch.key_mask)
     return results
@@ -157,8 +157,8 @@ def mean_counts(counts: torch.Tensor) -> dict[str, float]:
 
     Returns:
         `dict[str, float]`: `pass_n/feature_loss`, `pass_n/token_loss` and `pass_n/top_token_loss` (means over the
-        positions kept), `pass_n/kept` (share of positions that the alignment mask keeps), `pass_n/hit_rate` (the data's
-        token is in the draft's top k) and `pass_n/accuracy` (draft and target agree on the most likely token).
+        positions kept), `pass_n/kept` (share of positions that the alignment mask keeps), `pass_n/hit_rate` (the
+        data's token is in the draft's top k) and `pass_n/accuracy` (draft and target agree on the most likely token).
     """
     metrics = {}
     for number, row in enumerate(counts.tolist(), start=1):
@@ -171,4 +171,4 @@ def mean_counts(counts: torch.Tensor) -> dict[str, float]:
     return metrics
 
 
-__all__ = ["COUNTS", "PassResult", "StreamStates", "mean_counts", "multi_pass_objective", "wanted_rows"]
+__all__ = ["COUNTS", "PassResult", "mean_counts", "multi_pass_objective", "wanted_rows"]

@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate.utils import is_compiled_module
+from accelerate.utils import compile_regions, is_compiled_module
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
@@ -63,6 +63,8 @@ class GriffinTrainer(Trainer):
     ```
     """
 
+    args: GriffinTrainingArguments
+
     def __init__(
         self,
         model: GriffinDraftModel,
@@ -88,15 +90,22 @@ class GriffinTrainer(Trainer):
         self._backbone: Callable[..., Any] = target.base_model
         self._run_pass = run_pass
         if args.torch_compile:
-            options = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
-            self._backbone, self._run_pass = (torch.compile(part, **options) for part in (self._backbone, run_pass))
+            self._compile()
         self._counts = {"train": self._no_counts(), "eval": self._no_counts()}
+
+    def _compile(self) -> None:
+        """Compiles the target's repeated blocks (one graph for all layers) and the draft's pass (one graph a pass)."""
+        options: dict[str, Any] = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
+        self._backbone = compile_regions(self.target.base_model, **options)
+        self._run_pass = torch.compile(run_pass, **options)
 
     def _freeze(self, target: PreTrainedModel) -> PreTrainedModel:
         target.requires_grad_(False)
         target.eval()
         is_placed = getattr(target, "hf_device_map", None) is not None or getattr(target, "is_quantized", False)
-        return target if is_placed else target.to(self.args.device)
+        if not is_placed:
+            self._move_model_to_device(target, self.args.device)
+        return target
 
     # ------------------------------------------------------------------ the loss
 
@@ -105,8 +114,8 @@ class GriffinTrainer(Trainer):
         model: nn.Module,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, list[PassResult]]:
+        num_items_in_batch: Any = None,
+    ) -> Any:
         """
         The objective of one micro-batch, as its share of the optimizer step.
 
@@ -173,15 +182,15 @@ class GriffinTrainer(Trainer):
     ) -> tuple[torch.Tensor, None, None]:
         """The loss of one evaluation batch; all `num_passes` passes, no noise."""
         with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss.detach(), None, None
+            loss: torch.Tensor = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """The Trainer's loop, with the metrics of every pass added."""
         self._counts["eval"] = self._no_counts()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._pop("eval").items()})
-        return output
+        of_passes = {f"{metric_key_prefix}_{name}": value for name, value in self._pop("eval").items()}
+        return output._replace(metrics={**(output.metrics or {}), **of_passes})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs, with the metrics of every pass since the last training log."""
@@ -206,7 +215,7 @@ class GriffinTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         # What the collator reads, not what the draft's forward takes.
-        self._signature_columns = [*COLUMNS, "attention_mask"]
+        self._signature_columns: Any = list(COLUMNS)
 
 
 def _call_through(wrapped: nn.Module, draft: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
@@ -233,7 +242,8 @@ def _call_through(wrapped: nn.Module, draft: nn.Module, function: Callable[..., 
     draft.__dict__["forward"] = forward
     try:
         # The parts are compiled, see GriffinTrainer; a compiled wrapper would not see the replacement.
-        return (wrapped._orig_mod if is_compiled_module(wrapped) else wrapped)(*args)
+        inner: Any = wrapped._orig_mod if is_compiled_module(wrapped) else wrapped
+        return inner(*args)
     finally:
         restore()
 
