@@ -13,7 +13,7 @@ is built, the draft's cache forgets the levels and keeps only verified pairs.
 Next: `verification.py`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import GenerationConfig
@@ -58,7 +58,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
     """
 
     requires_model_outputs = True
-    model_kwargs_overrides = {"output_hidden_states": True}
+    model_kwargs_overrides: ClassVar[dict[str, Any]] = {"output_hidden_states": True}
 
     def __init__(self, draft: GriffinDraftModel, generation_config: GenerationConfig | None = None):
         self.draft = draft
@@ -113,12 +113,12 @@ class GriffinCandidateGenerator(CandidateGenerator):
                 Embeddings to read instead of those of `tokens`, for prompts given as embeddings.
 
         Returns:
-            [`DraftTree`] of `num_nodes` nodes.
+            [`DraftTree`] of `num_nodes` nodes, on the device of `tokens`.
 
         Effects: the draft's cache grows by the new pairs.
         """
         predict, regress = self._read_verified(tokens, features, padding_mask, token_embeds)
-        pool = self._grow(predict, regress)
+        pool = self._grow(predict, regress, tokens.device)
         return build_tree(tokens[:, -1:], pool, self.num_nodes, self.depth)
 
     def _read_verified(
@@ -161,7 +161,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
         new = padding_mask if padding_mask is not None else torch.ones(batch_size, num_new)
         self.padding_mask = torch.cat((seen.to(device), new.to(device)), dim=1).long()
 
-    def _grow(self, predict: torch.Tensor, regress: torch.Tensor) -> CandidatePool:
+    def _grow(self, predict: torch.Tensor, regress: torch.Tensor, pool_device: torch.device) -> CandidatePool:
         """Passes 2 to `depth`: one level of the tree each; the cache is left as it was found."""
         batch_size, k = predict.shape[0], self.top_k
         num_verified, device = self.cache.get_seq_length(), self.draft.device
@@ -198,7 +198,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
             parent_sees = sees_levels.gather(1, rows.unsqueeze(-1).expand(-1, -1, sees_levels.shape[-1]))
             sees_levels = torch.cat((parent_sees, itself), dim=-1)
         self.cache.crop(-(self.cache.get_seq_length() - num_verified))
-        return CandidatePool(*(torch.cat(parts, dim=1) for parts in zip(*pool, strict=True)))
+        return CandidatePool(*(torch.cat(parts, dim=1).to(pool_device) for parts in zip(*pool, strict=True)))
 
     def _level_mask(self, sees_levels: torch.BoolTensor, num_verified: int) -> Any:
         batch_size, k, _ = sees_levels.shape
@@ -225,7 +225,8 @@ class GriffinCandidateGenerator(CandidateGenerator):
             n_last_matches (`int`): drafted tokens that were accepted from the last candidates.
 
         Returns:
-            `(candidate_input_ids, None)`: the candidates are deterministic, so there are no candidate logits.
+            `(candidate_input_ids, None)`: the candidates are deterministic, so there are no candidate logits. All rows
+            get the same number of candidates.
         """
         if model_outputs is None:
             return input_ids, None
@@ -237,9 +238,10 @@ class GriffinCandidateGenerator(CandidateGenerator):
             features = features[:, : n_last_matches + 1]
             tokens = input_ids[:, -(n_last_matches + 1) :]
         tree = self.draft_tree(tokens, features)
-        # The likeliest node of the deepest level that the tree reached; its ancestors are the path.
-        deepest = tree.depths.amax(dim=1, keepdim=True)
-        leaf = tree.scores.masked_fill(tree.depths != deepest, float("-inf")).argmax(dim=1)
+        # The likeliest node of the deepest level that all rows reached; its ancestors are the path.
+        is_deepest = tree.depths == tree.depths.amax(dim=1).amin()
+        scores = tree.scores.clamp(min=torch.finfo(tree.scores.dtype).min)  # an impossible node is still in the tree
+        leaf = scores.masked_fill(~is_deepest, -torch.inf).argmax(dim=1)
         on_path = tree.ancestors[torch.arange(leaf.shape[0], device=leaf.device), leaf]
         path = tree.tokens[on_path].view(leaf.shape[0], -1)[:, 1:]
         return torch.cat((input_ids, path.to(input_ids.device)), dim=1), None
@@ -255,7 +257,8 @@ def tree_settings(generation_config: GenerationConfig, vocab_size: int) -> tuple
     Raises:
         ValueError: if a setting is out of range, or depth and width propose fewer candidates than are to be kept.
     """
-    values = {name: getattr(generation_config, name, None) or default for name, default in DEFAULT_TREE.items()}
+    given = {name: getattr(generation_config, name, None) for name in DEFAULT_TREE}
+    values = {name: DEFAULT_TREE[name] if value is None else value for name, value in given.items()}
     num_tokens, depth, top_k = values.values()
     for name, highest in (
         ("num_assistant_tokens", MAX_NODES - 1),

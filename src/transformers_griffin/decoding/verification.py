@@ -9,9 +9,9 @@ child that carries exactly that token until there is none::
                           emitted: A, D
 
 **Lossless.** The tree is a function of the tokens before it, never of the target's choices below the root. The choice
-at the root is therefore distributed as in plain decoding, whatever was drafted; so is the next one given the first, and
-so on: drafting decides only how many choices one forward pays for. This holds for argmax and for sampling alike. It
-needs no draft probabilities and no case distinction; greedy and sampling differ in `choose` alone.
+at the root is therefore distributed as in plain decoding, whatever was drafted; so is the next one given the first,
+and so on: drafting decides only how many choices one forward pays for. This holds for argmax and for sampling alike.
+It needs no draft probabilities and no case distinction; greedy and sampling differ in `choose` alone.
 
 Notation for shapes: `batch_size`; `n_nodes` tree nodes; `path` = depth + 1, the longest root path.
 
@@ -35,7 +35,7 @@ class Acceptance:
     """The accepted path; entries behind its end repeat the last one."""
 
     nodes: torch.LongTensor  # (batch_size, path): node indices from the root on
-    tokens: torch.LongTensor  # (batch_size, path): the target's choice after each of these nodes; the last is the bonus
+    tokens: torch.LongTensor  # (batch_size, path): the target's choice after each of them; the last is the bonus
     lengths: torch.LongTensor  # (batch_size,): nodes on the path, root included = tokens emitted
 
 
@@ -98,7 +98,8 @@ def walk_path(
     nodes, tokens, lengths = [], [], torch.zeros_like(node)
     prefix = input_ids
     for _ in range(path_length):
-        node_logits = logits.gather(1, node.unsqueeze(-1).expand(-1, -1, logits.shape[-1])).squeeze(1)
+        row = node.to(logits.device).unsqueeze(-1).expand(-1, -1, logits.shape[-1])
+        node_logits = logits.gather(1, row).squeeze(1)
         token = choose(node_logits, prefix).unsqueeze(-1)
         nodes.append(node)
         tokens.append(torch.where(walking, token, tokens[-1]) if tokens else token)
