@@ -80,6 +80,7 @@ def head_loss(
     weights: tuple[float, float],
     hit_top_k: int,
     chunk_size: int,
+    terms: Callable[..., tuple[torch.Tensor, ...]] | None = None,
 ) -> HeadLoss:
     """
     Cross-entropy terms of `predict`, row by row, differentiable in `predict` only.
@@ -92,11 +93,13 @@ def head_loss(
         weights (`tuple[float, float]`): of the full and the top-token cross-entropy.
         hit_top_k (`int`): k of the hits.
         chunk_size (`int`): rows whose logits exist at the same time.
+        terms (`Callable`, *optional*): [`terms_and_gradient`], possibly compiled.
 
     Returns:
         [`HeadLoss`].
     """
-    return HeadLoss(*_ChunkedHeadLoss.apply(predict, labels, target, compute_logits, weights, hit_top_k, chunk_size))
+    settings = (weights, hit_top_k, chunk_size, terms or terms_and_gradient)
+    return HeadLoss(*_ChunkedHeadLoss.apply(predict, labels, target, compute_logits, *settings))
 
 
 class _ChunkedHeadLoss(torch.autograd.Function):
@@ -110,6 +113,7 @@ class _ChunkedHeadLoss(torch.autograd.Function):
         weights: tuple[float, float],
         hit_top_k: int,
         chunk_size: int,
+        terms: Callable[..., tuple[torch.Tensor, ...]],
     ) -> tuple[torch.Tensor, ...]:
         needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(predict) if needs_gradient else None
@@ -121,8 +125,8 @@ class _ChunkedHeadLoss(torch.autograd.Function):
                 logits = compute_logits(features)
             p, top_p, top_v = target.probs[part], target.top_probs[part], target.top_tokens[part]
             z = logits.detach().float()
-            *terms, gradient_z = _terms_and_gradient(z, labels[part], p, top_p, top_v, weights, hit_top_k)
-            rows.append(terms)
+            *row, gradient_z = terms(z, labels[part], p, top_p, top_v, weights, hit_top_k)
+            rows.append(row)
             if gradient is not None:
                 (gradient[part],) = torch.autograd.grad(logits, features, gradient_z.to(logits.dtype))
         cross_entropy, top_cross_entropy, is_hit, is_agreed = (torch.cat(column) for column in zip(*rows, strict=True))
@@ -135,10 +139,10 @@ class _ChunkedHeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (grad_loss.unsqueeze(-1) * gradient).to(gradient.dtype), *(None,) * 6
+        return (grad_loss.unsqueeze(-1) * gradient).to(gradient.dtype), *(None,) * 7
 
 
-def _terms_and_gradient(
+def terms_and_gradient(
     z: torch.Tensor,
     labels: torch.Tensor,
     p: torch.Tensor,
@@ -161,4 +165,4 @@ def _terms_and_gradient(
     return cross_entropy, top_cross_entropy, is_hit, is_agreed, gradient
 
 
-__all__ = ["HeadLoss", "TargetDistribution", "head_loss", "target_distribution"]
+__all__ = ["HeadLoss", "TargetDistribution", "head_loss", "target_distribution", "terms_and_gradient"]

@@ -46,7 +46,7 @@ def multi_pass_objective(
     batch: DraftBatch,
     args: GriffinTrainingArguments,
     num_passes: int,
-    run_pass: Callable[..., PassOutput] = run_pass,
+    head_terms: Callable[..., tuple[torch.Tensor, ...]] | None = None,
 ) -> list[PassResult]:
     """
     Runs the passes of a training step and computes their losses.
@@ -56,7 +56,7 @@ def multi_pass_objective(
         batch ([`DraftBatch`]): tokens and features in the draft's pairing.
         args ([`GriffinTrainingArguments`]): weights, alignment and chunk size.
         num_passes (`int`): N.
-        run_pass (`Callable`, *optional*): [`run_pass`], possibly compiled.
+        head_terms (`Callable`, *optional*): a compiled [`terms_and_gradient`].
 
     Returns:
         `list[PassResult]`: one a pass. The loss of the step is the sum of theirs, and one backward serves all.
@@ -81,6 +81,7 @@ def multi_pass_objective(
             weights=(args.token_loss_weight, args.top_token_loss_weight),
             hit_top_k=args.alignment_top_k or 1,
             chunk_size=args.head_chunk_size,
+            terms=head_terms,
         )
         is_hit = _put(head.is_hit, rows, batch.loss_mask)
         mask = batch.loss_mask

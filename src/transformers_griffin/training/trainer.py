@@ -29,7 +29,8 @@ from ..modeling_griffin import GriffinDraftModel
 from .arguments import GriffinTrainingArguments
 from .data import COLUMNS, GriffinDataCollator
 from .features import add_feature_noise, draft_batch, position_mask
-from .multi_pass import check_passes, run_pass
+from .head_loss import terms_and_gradient
+from .multi_pass import check_passes
 from .objective import COUNTS, PassResult, mean_counts, multi_pass_objective
 
 
@@ -88,16 +89,20 @@ class GriffinTrainer(Trainer):
         self.target = self._freeze(target)
         self.draft.bind(target)
         self._backbone: Callable[..., Any] = target.base_model
-        self._run_pass = run_pass
+        self._head_terms: Callable[..., Any] = terms_and_gradient
         if args.torch_compile:
             self._compile()
         self._counts = {"train": self._no_counts(), "eval": self._no_counts()}
 
     def _compile(self) -> None:
-        """Compiles the target's repeated blocks (one graph for all layers) and the draft's pass (one graph a pass)."""
+        """
+        Compiles the target's repeated blocks (one graph for all layers) and what happens between logits and loss.
+
+        The draft's single layer is not worth its compilation: its time is matrix products.
+        """
         options: dict[str, Any] = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
         self._backbone = compile_regions(self.target.base_model, **options)
-        self._run_pass = torch.compile(run_pass, **options)
+        self._head_terms = torch.compile(terms_and_gradient, **options)
 
     def _freeze(self, target: PreTrainedModel) -> PreTrainedModel:
         target.requires_grad_(False)
@@ -152,7 +157,7 @@ class GriffinTrainer(Trainer):
         if is_training:
             batch = replace(batch, features=add_feature_noise(batch.features, args.feature_noise, batch.key_mask))
             num_passes = args.num_passes_at(self.state.global_step, self.state.max_steps)
-        return multi_pass_objective(self.draft, batch, args, num_passes, self._run_pass)
+        return multi_pass_objective(self.draft, batch, args, num_passes, self._head_terms)
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device
