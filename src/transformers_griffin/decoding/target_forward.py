@@ -69,11 +69,13 @@ class TargetForward:
             the outputs, and the features of all tokens read now, of shape `(batch_size, read, hidden_size)`.
         """
         positions = self.model_kwargs.get("position_ids")
-        with self._tapped_features():
+        # The head is called on all positions, so that the tap sees them, and computes the last one.
+        model_kwargs = self.model_kwargs | ({"logits_to_keep": 0} if "logits_to_keep" in self.model_kwargs else {})
+        with self._tapped_features(last_logits_only=True):
             outputs = self.target._prefill(
                 input_ids,
                 self.generation_config,
-                self.model_kwargs,
+                model_kwargs,
                 is_first_iteration=not self.generation_config.is_assistant,
             )
         self.cache_length = int(self.cache.get_seq_length())
@@ -162,13 +164,14 @@ class TargetForward:
     # ------------------------------------------------------------------ features
 
     @contextmanager
-    def _tapped_features(self) -> Iterator[None]:
-        """Collects what the LM head reads: the base model's last hidden state, after its final norm."""
+    def _tapped_features(self, last_logits_only: bool = False) -> Iterator[None]:
+        """Collects what the LM head reads; with `last_logits_only` the head goes on with the last position alone."""
 
-        def tap(module: torch.nn.Module, args: Any, output: Any) -> None:
-            self.features.append(output[0])
+        def tap(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+            self.features.append(args[0])
+            return (args[0][:, -1:],) if last_logits_only else None
 
-        handle = self.target.base_model.register_forward_hook(tap)
+        handle = self.target.get_output_embeddings().register_forward_pre_hook(tap)
         try:
             yield
         finally:
@@ -185,11 +188,12 @@ class TargetForward:
         if implementation in TREE_ATTENTION or not self.verifies_trees:
             yield
             return
+        replacement = "sdpa" if self.target._supports_sdpa else "eager"
         logger.warning_once(
             f"{type(self.target).__name__} runs with {implementation!r}, which takes no tree mask: prompts are read with "
-            "it, trees are verified with 'sdpa'."
+            f"it, trees are verified with {replacement!r}."
         )
-        self.target.set_attn_implementation("sdpa")
+        self.target.set_attn_implementation(replacement)
         try:
             yield
         finally:
@@ -212,10 +216,15 @@ def why_no_tree(target: PreTrainedModel, cache: Cache) -> str | None:
     text_config = target.config.get_text_config(decoder=True)
     if "position_ids" not in inspect.signature(target.forward).parameters:
         return "its forward takes no position_ids"
+    if not (target._supports_attention_backend or target._supports_sdpa):
+        return "its own attention code may look at cache slots, which no mask can undo"
     if getattr(text_config, "alibi", False):
         return "its ALiBi biases follow cache slots, not positions"
     if unknown := set(attention_kinds(text_config)) - MASKED_KINDS:
         return f"it has layers of kind {', '.join(sorted(unknown))}"
+    implementation = text_config._attn_implementation
+    if implementation not in TREE_ATTENTION and not target._can_set_attn_implementation():
+        return f"its attention implementation {implementation!r} takes no tree mask and cannot be exchanged"
     if not can_branch(cache):
         return f"its {type(cache).__name__} cannot hold several continuations"
     return None
