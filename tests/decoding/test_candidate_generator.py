@@ -299,6 +299,36 @@ def test_a_chain_is_as_long_as_nodes_and_depth_allow():
     assert generator.draft_tree(*random_pairs(3)).parents.tolist() == [[0, 0, 1, 2, 3]]
 
 
+# ---------------------------------------------------------------------- drafts that misbehave
+
+
+class OverflowingDraft(GriffinDraftModel):
+    """Some logits of every level but the first are no numbers, as in a half-precision draft that overflows."""
+
+    poison = torch.nan
+
+    def compute_logits(self, predict: torch.Tensor) -> torch.Tensor:
+        logits = super().compute_logits(predict)
+        is_poisoned = torch.rand(logits.shape) < 0.3 if predict.shape[1] > 1 else torch.tensor(False)
+        return logits.masked_fill(is_poisoned, self.poison)
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+def test_a_draft_that_overflows_leaves_the_answer_as_it_is(poison):
+    """
+    7 tokens only, so that many proposals are right. If NaN scores tore the tree apart, nodes would move to the root,
+    two of them with the same token, and an answer with that token would go wrong.
+    """
+    target = tiny_llama(vocab_size=7).eval()
+    torch.nn.init.normal_(target.lm_head.weight, std=1.0)
+    draft = OverflowingDraft.from_target(target).eval()
+    draft.poison = poison
+    draft.generation_config.update(num_assistant_tokens=10, draft_tree_depth=4, draft_tree_top_k=3)
+    settings = {"max_new_tokens": 60, "do_sample": False, "pad_token_id": 0}
+    prompt = torch.tensor([[1, 2, 3, 4]])
+    assert torch.equal(target.generate(prompt, assistant_model=draft, **settings), target.generate(prompt, **settings))
+
+
 # ---------------------------------------------------------------------- the transformers interface
 
 
