@@ -45,9 +45,7 @@ def main(args: argparse.Namespace) -> None:
             input_ids = encode(tokenizer, prompt)
             print(f"\n{BOLD}{domain}{RESET}  {prompt.strip()}\n")
             plain.append(answer_prompt(target, input_ids, **settings))
-            drafted.append(
-                answer_prompt(target, input_ids, draft, streamer=AcceptanceStreamer(tokenizer), **settings)
-            )
+            drafted.append(answer_prompt(target, input_ids, draft, streamer=AcceptanceStreamer(tokenizer), **settings))
             print(f"\n{describe(plain[-1], drafted[-1])}")
         rows.append((domain, plain, drafted))
     print_table(rows, lossless_check=not args.temperature)

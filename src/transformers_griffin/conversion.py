@@ -300,8 +300,8 @@ def _embedding_table(target: PreTrainedModel, vocab_size: int) -> torch.Tensor:
     return embedding(_all_ids(vocab_size).to(target.device)).cpu()
 
 
-def _all_ids(vocab_size: int) -> torch.LongTensor:
-    return cast(torch.LongTensor, torch.arange(vocab_size))
+def _all_ids(vocab_size: int) -> torch.Tensor:
+    return cast(torch.Tensor, torch.arange(vocab_size))
 
 
 def _load_weights(config: GriffinDraftConfig, weights: dict[str, torch.Tensor]) -> GriffinDraftModel:

@@ -70,7 +70,7 @@ def training_arguments(args: argparse.Namespace) -> GriffinTrainingArguments:
         use_cpu=not torch.cuda.is_available(),
         bf16=True,
         torch_compile=args.torch_compile,
-        logging_steps=25,
+        logging_steps=args.logging_steps,
         eval_strategy="steps",
         eval_steps=args.save_steps,
         save_steps=args.save_steps,
@@ -146,6 +146,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--warmup_steps", type=int, default=20)
     parser.add_argument("--max_steps", type=int, default=1000)
     parser.add_argument("--save_steps", type=int, default=200)
+    parser.add_argument("--logging_steps", type=int, default=25)
     parser.add_argument("--eval_blocks", type=int, default=64)
     parser.add_argument("--torch_compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0)

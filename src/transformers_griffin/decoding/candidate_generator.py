@@ -67,7 +67,9 @@ class GriffinCandidateGenerator(CandidateGenerator):
         )
         self.cache = DynamicCache(config=draft.config)
         self.padding_mask: torch.Tensor | None = None  # (batch_size, pairs in the cache), only for padded prompts
-        self.next_position: torch.LongTensor | None = None  # (batch_size, 1): position of the next pair
+        self.next_position = torch.zeros(
+            1, 1, dtype=torch.long, device=draft.device
+        )  # (batch_size, 1): of the next pair
         if draft.config._attn_implementation not in TREE_ATTENTION:
             logger.warning_once(
                 f"The draft's attention implementation {draft.config._attn_implementation!r} takes no tree mask; "
@@ -94,7 +96,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
     @torch.no_grad()
     def draft_tree(
         self,
-        tokens: torch.LongTensor,
+        tokens: torch.Tensor,
         features: torch.Tensor,
         padding_mask: torch.Tensor | None = None,
         token_embeds: torch.Tensor | None = None,
@@ -123,7 +125,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
 
     def _read_verified(
         self,
-        tokens: torch.LongTensor,
+        tokens: torch.Tensor,
         features: torch.Tensor,
         padding_mask: torch.Tensor | None,
         token_embeds: torch.Tensor | None,
@@ -135,8 +137,6 @@ class GriffinCandidateGenerator(CandidateGenerator):
             token_embeds = self.draft.embed_tokens(tokens)
         if padding_mask is not None or self.padding_mask is not None:
             self._extend_padding(padding_mask, batch_size, num_new)
-        if self.next_position is None:
-            self.next_position = torch.zeros(batch_size, 1, dtype=torch.long, device=self.draft.device)
         steps = torch.arange(num_new, device=self.draft.device)
         if padding_mask is None:
             position_ids = self.next_position + steps
@@ -200,7 +200,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
         self.cache.crop(-(self.cache.get_seq_length() - num_verified))
         return CandidatePool(*(torch.cat(parts, dim=1).to(pool_device) for parts in zip(*pool, strict=True)))
 
-    def _level_mask(self, sees_levels: torch.BoolTensor, num_verified: int) -> Any:
+    def _level_mask(self, sees_levels: torch.Tensor, num_verified: int) -> Any:
         batch_size, k, _ = sees_levels.shape
         if self.padding_mask is None:
             sees_prefix = torch.ones(batch_size, k, num_verified, dtype=torch.bool, device=sees_levels.device)
@@ -211,9 +211,9 @@ class GriffinCandidateGenerator(CandidateGenerator):
 
     # ------------------------------------------------------------------ the transformers interface
 
-    def get_candidates(
-        self, input_ids: torch.LongTensor, model_outputs: Any = None, n_last_matches: int = 0, **kwargs: Any
-    ) -> tuple[torch.LongTensor, None]:
+    def get_candidates(  # type: ignore[override]  # the names that every caller passes
+        self, input_ids: torch.Tensor, model_outputs: Any = None, n_last_matches: int = 0, **kwargs: Any
+    ) -> tuple[torch.Tensor, None]:
         """
         Appends the tree's most probable path to `input_ids`, for loops that verify chains.
 
@@ -231,7 +231,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
         if model_outputs is None:
             return input_ids, None
         features = model_outputs.hidden_states[-1]
-        if self.next_position is None:  # the prompt and its first token
+        if self.cache.get_seq_length() == 0:  # the prompt and its first token
             features = features[:, : input_ids.shape[1] - 1]
             tokens = input_ids[:, -features.shape[1] :]
         else:

@@ -8,6 +8,7 @@ Next: `target_forward.py`.
 """
 
 import math
+from typing import cast
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -77,7 +78,7 @@ class TokenChooser:
         """Whether some processor must never be shown a prefix that is not part of the output."""
         return not all(type(processor) in HARMLESS_PROCESSORS for processor in self.processors)
 
-    def __call__(self, logits: torch.Tensor, prefix: torch.LongTensor) -> torch.LongTensor:
+    def __call__(self, logits: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
         """
         Args:
             logits (`torch.Tensor` of shape `(batch_size, vocab_size)`): the target's logits after the prefix.
@@ -86,7 +87,8 @@ class TokenChooser:
         Returns:
             `torch.LongTensor` of shape `(batch_size,)`.
         """
-        scores = self.processors(prefix, logits.to(device=prefix.device, dtype=torch.float32, copy=True))
+        raw_scores = logits.to(device=prefix.device, dtype=torch.float32, copy=True)
+        scores = self.processors(cast("torch.LongTensor", prefix), raw_scores)
         if self.scores is not None:
             self.scores += (scores,)
         if self.do_sample:
@@ -120,7 +122,7 @@ class StopChecker:
         self.num_checked = 0  # generated tokens that the criteria were asked about
         self.is_finished = False
 
-    def ask(self, sequence: torch.LongTensor, token: int, scores: tuple[torch.Tensor, ...] | None) -> bool:
+    def ask(self, sequence: torch.Tensor, token: int, scores: tuple[torch.Tensor, ...] | None) -> bool:
         """
         Whether the answer ends with a sequence; to be asked once about every sequence of the answer, in order.
 
@@ -139,7 +141,7 @@ class StopChecker:
         return self.is_finished
 
     def count_kept(
-        self, sequence: torch.LongTensor, new_tokens: list[int], scores: tuple[torch.Tensor, ...] | None
+        self, sequence: torch.Tensor, new_tokens: list[int], scores: tuple[torch.Tensor, ...] | None
     ) -> int:
         """
         How many of a cycle's tokens belong to the answer.

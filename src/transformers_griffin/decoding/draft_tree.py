@@ -26,20 +26,20 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 class DraftTree:
     """A drafted tree; node 0 is the root, and every parent precedes its children."""
 
-    tokens: torch.LongTensor  # (batch_size, n_nodes): token at each node
-    parents: torch.LongTensor  # (batch_size, n_nodes): the root is its own parent
-    depths: torch.LongTensor  # (batch_size, n_nodes): 0 at the root
-    ancestors: torch.BoolTensor  # (batch_size, n_nodes, n_nodes): row sees column, that is itself, ancestors and root
-    scores: torch.FloatTensor  # (batch_size, n_nodes): cumulative log-probability under the draft; 0 at the root
+    tokens: torch.Tensor  # (batch_size, n_nodes): token at each node
+    parents: torch.Tensor  # (batch_size, n_nodes): the root is its own parent
+    depths: torch.Tensor  # (batch_size, n_nodes): 0 at the root
+    ancestors: torch.Tensor  # (batch_size, n_nodes, n_nodes): row sees column, that is itself, ancestors and root
+    scores: torch.Tensor  # (batch_size, n_nodes): cumulative log-probability under the draft; 0 at the root
 
 
 @dataclass(frozen=True)
 class CandidatePool:
     """All candidates of one drafting round, in pool order."""
 
-    tokens: torch.LongTensor  # (batch_size, pool)
-    scores: torch.FloatTensor  # (batch_size, pool): cumulative log-probability
-    parents: torch.LongTensor  # (batch_size, pool): pool index of the parent, -1 for children of the root
+    tokens: torch.Tensor  # (batch_size, pool)
+    scores: torch.Tensor  # (batch_size, pool): cumulative log-probability
+    parents: torch.Tensor  # (batch_size, pool): pool index of the parent, -1 for children of the root
 
 
 def pool_size(depth: int, top_k: int) -> int:
@@ -47,7 +47,7 @@ def pool_size(depth: int, top_k: int) -> int:
     return top_k + (depth - 1) * top_k**2
 
 
-def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.LongTensor]:
+def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The k largest entries of the last dimension in falling order, ties by the lower index (`torch.topk` promises none).
 
@@ -61,9 +61,7 @@ def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Long
     return values[..., :k], indices[..., :k]
 
 
-def propose_children(
-    logits: torch.Tensor, beam_scores: torch.Tensor, top_k: int
-) -> tuple[torch.LongTensor, torch.FloatTensor]:
+def propose_children(logits: torch.Tensor, beam_scores: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The k most probable next tokens of every beam node, with their cumulative scores.
 
@@ -82,7 +80,7 @@ def propose_children(
     return tokens, beam_scores.unsqueeze(-1) + log_probs.clamp(max=0.0)
 
 
-def build_tree(root_tokens: torch.LongTensor, pool: CandidatePool, num_nodes: int, depth: int) -> DraftTree:
+def build_tree(root_tokens: torch.Tensor, pool: CandidatePool, num_nodes: int, depth: int) -> DraftTree:
     """
     Keeps the `num_nodes - 1` best candidates of the pool as a tree under the root.
 
@@ -125,7 +123,7 @@ def build_tree(root_tokens: torch.LongTensor, pool: CandidatePool, num_nodes: in
     )
 
 
-def ancestor_mask(parents: torch.LongTensor, depth: int) -> torch.BoolTensor:
+def ancestor_mask(parents: torch.Tensor, depth: int) -> torch.Tensor:
     """
     Who is an ancestor of whom, itself included.
 
@@ -158,7 +156,7 @@ def tree_attention_mask(
     kv_offset: int = 0,
     sliding_window: int | None = None,
     padding_mask: torch.Tensor | None = None,
-) -> torch.BoolTensor:
+) -> torch.Tensor:
     """
     What each tree node sees of a key-value cache that holds a prefix and then the tree's nodes.
 
@@ -196,9 +194,7 @@ def tree_attention_mask(
     return allowed.unsqueeze(1)
 
 
-def as_attention_mask(
-    allowed: torch.BoolTensor, attn_implementation: str, dtype: torch.dtype
-) -> torch.Tensor | BlockMask:
+def as_attention_mask(allowed: torch.Tensor, attn_implementation: str, dtype: torch.dtype) -> torch.Tensor | BlockMask:
     """
     Writes a boolean mask of shape `(batch_size, 1, q_len, kv_len)` in the form an attention implementation reads.
 

@@ -58,7 +58,7 @@ def install() -> None:
             )
     for name, wrap in (("_validate_generation_mode", _wrap_validation), ("_assisted_decoding", _wrap_decoding)):
         original = getattr(GenerationMixin, name)
-        wrapper = functools.wraps(original)(wrap(original))
+        wrapper: Any = functools.wraps(original)(wrap(original))
         wrapper.__griffin_original__ = original  # marks the hook, lets it go
         setattr(GenerationMixin, name, wrapper)
 
@@ -89,7 +89,7 @@ def _wrap_validation(original: Any) -> Any:
 
 
 def _wrap_decoding(original: Any) -> Any:
-    def assisted_decoding(self: Any, input_ids: torch.LongTensor, *args: Any, **kwargs: Any) -> Any:
+    def assisted_decoding(self: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         draft = kwargs.get("assistant_model")
         if not isinstance(draft, GriffinDraftModel):
             return original(self, input_ids, *args, **kwargs)
@@ -122,7 +122,7 @@ def check_target(target: PreTrainedModel, generation_config: GenerationConfig) -
             )
 
 
-def check_inputs(input_ids: torch.LongTensor, kwargs: dict[str, Any]) -> None:
+def check_inputs(input_ids: torch.Tensor, kwargs: dict[str, Any]) -> None:
     """Refuses inputs that the loop cannot take, before anything is computed."""
     if input_ids.shape[0] > 1:
         raise ValueError(

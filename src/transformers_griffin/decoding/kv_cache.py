@@ -13,6 +13,8 @@ It knows caches and paths, nothing of trees or models.
 Next: `loop.py`.
 """
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import (
     Cache,
@@ -73,7 +75,7 @@ def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int) -> None:
         ValueError: if a static cache that already holds tokens is too small for a tree behind `max_length`.
     """
     needed = max_length + num_nodes - 1
-    for idx, layer in enumerate(cache.layers):
+    for idx, layer in enumerate(_layers(cache)):
         if type(layer) is StaticSlidingWindowLayer:
             if layer.get_seq_length() > 0:
                 raise ValueError(
@@ -98,7 +100,7 @@ def crop_last(cache: Cache, num_tokens: int) -> None:
 
     Effects: cuts every layer of `cache` in place.
     """
-    for layer in cache.layers:
+    for layer in _layers(cache):
         if type(layer) in STATIC_LAYERS:
             if layer.is_initialized:
                 layer.cumulative_length.sub_(num_tokens)
@@ -106,7 +108,17 @@ def crop_last(cache: Cache, num_tokens: int) -> None:
             layer.crop(-num_tokens)
 
 
-def keep_path(cache: Cache, path: torch.LongTensor, num_kept: int, num_nodes: int) -> None:
+def stop_recording(cache: Cache) -> None:
+    """
+    Ends what [`prepare_for_tree`] began: sliding-window layers drop what lies behind their window again, so that the
+    cache stays small when plain decoding goes on with it.
+    """
+    for layer in cache.layers:
+        if type(layer) is DynamicSlidingWindowLayer:
+            layer.record_past = False
+
+
+def keep_path(cache: Cache, path: torch.Tensor, num_kept: int, num_nodes: int) -> None:
     """
     Keeps `num_kept` nodes of a verified tree, whose entries are the newest `num_nodes` of every layer.
 
@@ -118,7 +130,7 @@ def keep_path(cache: Cache, path: torch.LongTensor, num_kept: int, num_nodes: in
     Effects: moves and cuts the entries of every layer in place.
     """
     path = path[:, :num_nodes]
-    for layer in cache.layers:
+    for layer in _layers(cache):
         if type(layer) is not DummyLayer and layer.is_initialized:
             length = layer.cumulative_length if type(layer) in STATIC_LAYERS else layer.keys.shape[-2]
             for entries in (layer.keys, layer.values):
@@ -126,12 +138,25 @@ def keep_path(cache: Cache, path: torch.LongTensor, num_kept: int, num_nodes: in
     crop_last(cache, num_nodes - num_kept)
 
 
-def _move_to_front(entries: torch.Tensor, path: torch.LongTensor, start: int | torch.Tensor) -> None:
+def _layers(cache: Cache) -> list[Any]:
+    """The layers, each of one of `BRANCHING_LAYERS`, whose attributes differ."""
+    return cache.layers
+
+
+def _move_to_front(entries: torch.Tensor, path: torch.Tensor, start: int | torch.Tensor) -> None:
     """`entries[:, :, start + i] = entries[:, :, start + path[:, i]]` for `(batch_size, heads, kv_len, head_dim)`."""
-    batch_size, heads, _, head_dim = entries.shape
+    _, heads, _, head_dim = entries.shape
     source = (start + path)[:, None, :, None].expand(-1, heads, -1, head_dim)
     target = start + torch.arange(path.shape[1], device=path.device)
     entries.index_copy_(2, target, entries.gather(2, source))
 
 
-__all__ = ["StaticFullSlidingLayer", "can_branch", "can_roll_back", "crop_last", "keep_path", "prepare_for_tree"]
+__all__ = [
+    "StaticFullSlidingLayer",
+    "can_branch",
+    "can_roll_back",
+    "crop_last",
+    "keep_path",
+    "prepare_for_tree",
+    "stop_recording",
+]

@@ -19,7 +19,7 @@ from ..modeling_griffin import GriffinDraftModel
 from .candidate_generator import GriffinCandidateGenerator
 from .choice import StopChecker, TokenChooser
 from .draft_tree import DraftTree
-from .kv_cache import crop_last, keep_path, prepare_for_tree
+from .kv_cache import crop_last, keep_path, prepare_for_tree, stop_recording
 from .outputs import GriffinGenerateOutput, OutputRecorder, wants_scores
 from .target_forward import TargetForward
 from .verification import Acceptance, accept_path, walk_path
@@ -28,14 +28,14 @@ from .verification import Acceptance, accept_path, walk_path
 @torch.no_grad()
 def decode_with_draft(
     target: PreTrainedModel,
-    input_ids: torch.LongTensor,
+    input_ids: torch.Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     draft: GriffinDraftModel,
     streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
-) -> GriffinGenerateOutput | torch.LongTensor:
+) -> GriffinGenerateOutput | torch.Tensor:
     """
     Generates with a GRIFFIN draft; called by `generate()` with everything prepared and checked.
 
@@ -64,7 +64,7 @@ def decode_with_draft(
     recorder.add_prefill(outputs, forward.cache_length)
     first_token = chooser(outputs.logits[:, -1], input_ids).unsqueeze(-1)
     answer.append(first_token)
-    draft_inputs = _prompt_pairs(draft, input_ids, first_token, features, model_kwargs)
+    draft_inputs: dict[str, Any] = _prompt_pairs(draft, input_ids, first_token, features, model_kwargs)
     del outputs
 
     with forward.tree_attention():
@@ -86,6 +86,7 @@ def decode_with_draft(
             # 5. Stop? The answer knows: the host decided it together with what to keep.
             del outputs, node_features
 
+    stop_recording(forward.cache)
     if streamer is not None:
         streamer.end()
     return recorder.finish(answer.sequence, chooser.scores, forward.cache, [acceptance_lengths])
@@ -101,7 +102,7 @@ class Answer:
 
     def __init__(
         self,
-        sequence: torch.LongTensor,
+        sequence: torch.Tensor,
         chooser: TokenChooser,
         stop_checker: StopChecker,
         streamer: BaseStreamer | None = None,
@@ -123,7 +124,7 @@ class Answer:
         ask_host = self.chooser.needs_true_prefixes
         return walk_path(tree, logits, self.sequence, self.chooser, path_length, ask_host, self._ends_with)
 
-    def append(self, tokens: torch.LongTensor, lengths: torch.LongTensor | None = None) -> int:
+    def append(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> int:
         """
         Appends what belongs to the answer. Here, and only here, the host waits for the device.
 
@@ -146,7 +147,7 @@ class Answer:
             self.streamer.put(torch.tensor([new_tokens[:num_kept]]))
         return num_kept
 
-    def _ends_with(self, sequence: torch.LongTensor) -> bool:
+    def _ends_with(self, sequence: torch.Tensor) -> bool:
         return self.stop_checker.ask(sequence, int(sequence[0, -1]), self.chooser.scores)
 
 
@@ -159,7 +160,7 @@ def _keep_in_cache(forward: TargetForward, acceptance: Acceptance, num_kept: int
     forward.cache_length += num_kept
 
 
-def _longest(input_ids: torch.LongTensor, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> int:
+def _longest(input_ids: torch.Tensor, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> int:
     """Tokens of the longest sequence that the cache may come to hold."""
     embeds = model_kwargs.get("inputs_embeds")
     prompt_as_embeds = 0 if embeds is None else embeds.shape[1] - input_ids.shape[1]
@@ -169,11 +170,11 @@ def _longest(input_ids: torch.LongTensor, model_kwargs: dict[str, Any], generati
 
 def _prompt_pairs(
     draft: GriffinDraftModel,
-    input_ids: torch.LongTensor,
-    first_token: torch.LongTensor,
+    input_ids: torch.Tensor,
+    first_token: torch.Tensor,
     features: torch.Tensor,
     model_kwargs: dict[str, Any],
-) -> dict[str, torch.Tensor | None]:
+) -> dict[str, Any]:
     """What the draft reads first: x_1 .. x_L for F_0 .. F_{L-1}, as embeddings where the prompt came as such."""
     num_read = features.shape[1]
     mask, inputs_embeds = model_kwargs.get("attention_mask"), model_kwargs.get("inputs_embeds")

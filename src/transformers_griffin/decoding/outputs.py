@@ -5,13 +5,12 @@ Next: `loop.py`.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 from transformers.generation import GenerateDecoderOnlyOutput
-from transformers.utils import ModelOutput
 
 
 @dataclass
@@ -53,7 +52,7 @@ class OutputRecorder:
         self.attentions: tuple | None = () if wanted and generation_config.output_attentions else None
         self.columns = [_columns_of(layer) for layer in cache.layers]
 
-    def add_prefill(self, outputs: ModelOutput, prompt_length: int) -> None:
+    def add_prefill(self, outputs: Any, prompt_length: int) -> None:
         """The prompt's entries; logits and states of the first token."""
         if self.logits is not None:
             self.logits += (outputs.logits[:, -1].float(),)
@@ -64,7 +63,7 @@ class OutputRecorder:
                 tuple(_prompt_attention(weights, prompt_length, layer) for weights, layer in self._layers(outputs)),
             )
 
-    def add_cycle(self, outputs: ModelOutput, path: torch.LongTensor, prefix_length: int) -> None:
+    def add_cycle(self, outputs: Any, path: torch.Tensor, prefix_length: int) -> None:
         """
         One entry for each node of the kept path.
 
@@ -91,17 +90,17 @@ class OutputRecorder:
 
     def finish(
         self,
-        sequences: torch.LongTensor,
+        sequences: torch.Tensor,
         scores: tuple[torch.Tensor, ...] | None,
         cache: Cache,
         acceptance_lengths: list[list[int]],
-    ) -> GriffinGenerateOutput | torch.LongTensor:
+    ) -> GriffinGenerateOutput | torch.Tensor:
         """What `generate()` returns."""
         if not self.returns_dict:
             return sequences
         return GriffinGenerateOutput(
-            sequences=sequences,
-            scores=scores,
+            sequences=cast("torch.LongTensor", sequences),
+            scores=cast("tuple[torch.FloatTensor] | None", scores),
             logits=self.logits,
             attentions=self.attentions,
             hidden_states=self.hidden_states,
@@ -109,7 +108,7 @@ class OutputRecorder:
             acceptance_lengths=acceptance_lengths,
         )
 
-    def _layers(self, outputs: ModelOutput) -> list[tuple[torch.Tensor | None, AttentionColumns]]:
+    def _layers(self, outputs: Any) -> list[tuple[torch.Tensor | None, AttentionColumns]]:
         """Every layer's attention weights with their columns; layers without a cache of their own count as dynamic."""
         num_shared = len(outputs.attentions) - len(self.columns)
         return list(zip(outputs.attentions, self.columns + [AttentionColumns()] * num_shared, strict=False))
@@ -123,7 +122,7 @@ def _columns_of(layer: Any) -> AttentionColumns:
     )
 
 
-def _rows(states: torch.Tensor, path: torch.LongTensor) -> torch.Tensor:
+def _rows(states: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
     """`(batch_size, n_nodes, width)` -> `(batch_size, kept, width)`."""
     return states.gather(1, path.to(states.device).unsqueeze(-1).expand(-1, -1, states.shape[-1]))
 
@@ -139,7 +138,7 @@ def _prompt_attention(
 
 def _attention_of(
     weights: torch.Tensor | None,
-    path: torch.LongTensor,
+    path: torch.Tensor,
     step: int,
     prefix_length: int,
     num_nodes: int,

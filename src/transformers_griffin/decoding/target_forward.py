@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache, get_layer_types_and_kwargs
-from transformers.utils import ModelOutput, logging
+from transformers.utils import logging
 
 from .candidate_generator import TREE_ATTENTION
 from .draft_tree import DraftTree, as_attention_mask, tree_attention_mask
@@ -41,7 +41,7 @@ class TargetForward:
     """
 
     def __init__(self, target: PreTrainedModel, generation_config: GenerationConfig, model_kwargs: dict[str, Any]):
-        self.target = target
+        self.target: Any = target  # called for methods of GenerationMixin
         self.generation_config = generation_config
         self.model_kwargs = model_kwargs
         self.cache: Cache = model_kwargs["past_key_values"]
@@ -61,7 +61,7 @@ class TargetForward:
 
     # ------------------------------------------------------------------ forwards
 
-    def prefill(self, input_ids: torch.LongTensor) -> tuple[ModelOutput, torch.Tensor]:
+    def prefill(self, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """
         Reads the prompt, in chunks when `prefill_chunk_size` is set.
 
@@ -85,7 +85,7 @@ class TargetForward:
         self.cache.activate_past_recording()
         return outputs, self._take_features()
 
-    def verify(self, tree: DraftTree, input_ids: torch.LongTensor) -> tuple[ModelOutput, torch.Tensor]:
+    def verify(self, tree: DraftTree, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """
         One forward over all nodes.
 
@@ -137,7 +137,7 @@ class TargetForward:
             return None
         return torch.nn.functional.pad(mask, (0, self.cache_length + num_more - mask.shape[1]), value=1)
 
-    def _chain_inputs(self, tree: DraftTree, input_ids: torch.LongTensor) -> dict[str, Any]:
+    def _chain_inputs(self, tree: DraftTree, input_ids: torch.Tensor) -> dict[str, Any]:
         num_nodes = tree.tokens.shape[1]
         kwargs = self._other_kwargs() | {
             "attention_mask": self._padding_mask(num_nodes),
@@ -183,15 +183,15 @@ class TargetForward:
 
     @contextmanager
     def tree_attention(self) -> Iterator[None]:
-        """While open, the target's attention takes tree masks; says so once where that means another implementation."""
+        """While open, the target's attention takes tree masks; logged once where that is another implementation."""
         implementation = self.text_config._attn_implementation
         if implementation in TREE_ATTENTION or not self.verifies_trees:
             yield
             return
         replacement = "sdpa" if self.target._supports_sdpa else "eager"
         logger.warning_once(
-            f"{type(self.target).__name__} runs with {implementation!r}, which takes no tree mask: prompts are read with "
-            f"it, trees are verified with {replacement!r}."
+            f"{type(self.target).__name__} runs with {implementation!r}, which takes no tree mask: prompts are read "
+            f"with it, trees are verified with {replacement!r}."
         )
         self.target.set_attn_implementation(replacement)
         try:

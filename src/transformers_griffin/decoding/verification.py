@@ -27,19 +27,19 @@ from .draft_tree import DraftTree
 
 
 # (logits (batch_size, vocab_size), prefix (batch_size, length)) -> tokens (batch_size,)
-Choose = Callable[[torch.Tensor, torch.LongTensor], torch.LongTensor]
+Choose = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Acceptance:
     """The accepted path; entries behind its end repeat the last one."""
 
-    nodes: torch.LongTensor  # (batch_size, path): node indices from the root on
-    tokens: torch.LongTensor  # (batch_size, path): the target's choice after each of them; the last is the bonus
-    lengths: torch.LongTensor  # (batch_size,): nodes on the path, root included = tokens emitted
+    nodes: torch.Tensor  # (batch_size, path): node indices from the root on
+    tokens: torch.Tensor  # (batch_size, path): the target's choice after each of them; the last is the bonus
+    lengths: torch.Tensor  # (batch_size,): nodes on the path, root included = tokens emitted
 
 
-def accept_path(tree: DraftTree, target_tokens: torch.LongTensor, path_length: int) -> Acceptance:
+def accept_path(tree: DraftTree, target_tokens: torch.Tensor, path_length: int) -> Acceptance:
     """
     Accepts the longest path on which every node is the target's own choice after its parent.
 
@@ -70,11 +70,11 @@ def accept_path(tree: DraftTree, target_tokens: torch.LongTensor, path_length: i
 def walk_path(
     tree: DraftTree,
     logits: torch.Tensor,
-    input_ids: torch.LongTensor,
+    input_ids: torch.Tensor,
     choose: Choose,
     path_length: int,
     ask_host: bool,
-    is_over: Callable[[torch.LongTensor], bool] | None = None,
+    is_over: Callable[[torch.Tensor], bool] | None = None,
 ) -> Acceptance:
     """
     Accepts the same path as [`accept_path`], but lets `choose` see every prefix, one node after the other.
@@ -95,7 +95,9 @@ def walk_path(
     index = torch.arange(tree.tokens.shape[1], device=tree.tokens.device)
     node = torch.zeros_like(input_ids[:, :1])
     walking = torch.ones_like(node, dtype=torch.bool)
-    nodes, tokens, lengths = [], [], torch.zeros_like(node)
+    nodes: list[torch.Tensor] = []
+    tokens: list[torch.Tensor] = []
+    lengths = torch.zeros_like(node)
     prefix = input_ids
     for _ in range(path_length):
         row = node.to(logits.device).unsqueeze(-1).expand(-1, -1, logits.shape[-1])

@@ -30,7 +30,7 @@ class Answer:
 
 def answer_prompt(
     target: PreTrainedModel,
-    input_ids: torch.LongTensor,
+    input_ids: torch.Tensor,
     draft: GriffinDraftModel | None = None,
     **generate_kwargs: Any,
 ) -> Answer:
