@@ -254,6 +254,10 @@ class GriffinDraftModel(PreTrainedModel):
         """Whether the draft has met a target."""
         return self._target_embedding is not None
 
+    def get_input_embeddings(self) -> nn.Module | None:
+        """The borrowed embedding; None before the draft has met a target."""
+        return self._target_embedding
+
     def embed_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The target's embeddings of `input_ids` (any shape), on the draft's device and in its dtype."""
         embedding, _ = self._borrowed()
