@@ -1,0 +1,229 @@
+"""What decoding with a draft cannot do is refused by a message: the value found, the value allowed, what to do."""
+
+import re
+
+import pytest
+import torch
+from transformers import (
+    MambaConfig,
+    MambaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from conftest import tiny_llama
+from transformers_griffin import GriffinCandidateGenerator, GriffinDraftModel
+
+
+PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
+SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48}
+
+
+@pytest.fixture
+def pair():
+    target = tiny_llama()
+    return target, GriffinDraftModel.from_target(target).eval()
+
+
+def assert_refuses(message: str, target, draft, prompt: torch.Tensor = PROMPT, **kwargs) -> None:
+    """`generate()` raises exactly this message, before the target has computed anything."""
+    forwards = []
+    handle = target.register_forward_hook(lambda *_: forwards.append(1))
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        target.generate(prompt, assistant_model=draft, **({"max_new_tokens": 4} | kwargs))
+    handle.remove()
+    assert forwards == []
+
+
+# ---------------------------------------------------------------------- drafts that do not fit
+
+
+def test_draft_for_another_hidden_size(pair):
+    other = GriffinDraftModel.from_target(tiny_llama(hidden_size=48))
+    assert_refuses(
+        "This draft was made for a target with hidden size 48, but the target's is 32. Use a draft trained for this "
+        "target, or make a fresh one with `GriffinDraftModel.from_target(target)`.",
+        pair[0],
+        other,
+    )
+
+
+def test_draft_for_another_vocabulary(pair):
+    """Transformers alone would ask for tokenizers here, which would not help."""
+    other = GriffinDraftModel.from_target(tiny_llama(vocab_size=90))
+    assert_refuses(
+        "This draft was made for a target with vocabulary size 90, but the target's is 61. Use a draft trained for "
+        "this target, or make a fresh one with `GriffinDraftModel.from_target(target)`.",
+        pair[0],
+        other,
+    )
+
+
+def test_draft_for_another_type_of_target(pair):
+    config = Qwen2Config(**SMALL, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4)
+    target = Qwen2ForCausalLM(config).eval()
+    assert_refuses(
+        "This draft was made for a target of type 'llama', but the target is 'qwen2'. Use a draft trained for this "
+        "target, or set `draft.config.target_model_type = None` if you know that both have the same features.",
+        target,
+        pair[1],
+    )
+    pair[1].config.target_model_type = None
+    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    plain = target.generate(PROMPT, **settings)
+    assert target.generate(PROMPT, assistant_model=pair[1], **settings).tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize("use", ["forward", "logits", "tree"])
+def test_unbound_draft(pair, use):
+    """A draft alone has neither embedding nor head."""
+    draft = GriffinDraftModel(pair[1].config)
+    features = torch.zeros(1, 5, 32)
+    uses = {
+        "forward": lambda: draft(input_ids=PROMPT, features=features),
+        "logits": lambda: draft.compute_logits(features),
+        "tree": lambda: GriffinCandidateGenerator(draft).draft_tree(PROMPT, features),
+    }
+    message = (
+        "This draft is not bound to a target, and it has no embedding or LM head of its own. Pass it to "
+        "`target.generate(..., assistant_model=draft)` or call `draft.bind(target)` first."
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+        uses[use]()
+
+
+def test_target_without_a_head(pair):
+    base = pair[0].model
+    message = (
+        "The target LlamaModel has no input embedding or no LM head, so no draft can borrow them. Load it as a causal "
+        "language model (`AutoModelForCausalLM`)."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        pair[1].bind(base)
+
+
+# ---------------------------------------------------------------------- trees
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "highest"),
+    [
+        ("num_assistant_tokens", 0, 254),
+        ("num_assistant_tokens", 255, 254),
+        ("num_assistant_tokens", -1, 254),
+        ("num_assistant_tokens", 7.0, 254),
+        ("draft_tree_depth", 0, 16),
+        ("draft_tree_depth", 17, 16),
+        ("draft_tree_depth", "6", 16),
+        ("draft_tree_top_k", 0, 32),
+        ("draft_tree_top_k", 33, 32),
+    ],
+)
+def test_tree_setting_out_of_range(pair, name, value, highest):
+    target, draft = pair
+    setattr(draft.generation_config, name, value)
+    assert_refuses(
+        f"`{name}` is {value!r}, but must be an integer from 1 to {highest}. Set it in `draft.generation_config`.",
+        target,
+        draft,
+    )
+
+
+def test_tree_wider_than_the_vocabulary():
+    target = tiny_llama(vocab_size=9)
+    draft = GriffinDraftModel.from_target(target)
+    assert_refuses(
+        "`draft_tree_top_k` is 10, but must be an integer from 1 to 9. Set it in `draft.generation_config`.",
+        target,
+        draft,
+    )
+
+
+def test_tree_with_more_nodes_than_candidates(pair):
+    """Depth 3 and width 4 propose 4 + 2 * 16 = 36 candidates; 36 of them can be kept, 37 cannot."""
+    target, draft = pair
+    draft.generation_config.update(num_assistant_tokens=37, draft_tree_depth=3, draft_tree_top_k=4)
+    assert_refuses(
+        "`num_assistant_tokens` is 37, but a tree of `draft_tree_depth`=3 and `draft_tree_top_k`=4 has only 36 "
+        "candidates. Lower `num_assistant_tokens` to that, or raise depth or width.",
+        target,
+        draft,
+    )
+    draft.generation_config.num_assistant_tokens = 36
+    assert target.generate(PROMPT, assistant_model=draft, max_new_tokens=4).shape == (1, 9)
+
+
+# ---------------------------------------------------------------------- targets
+
+
+def test_encoder_decoder_target(pair):
+    config = T5Config(
+        vocab_size=61, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4, decoder_start_token_id=0, pad_token_id=0
+    )
+    assert_refuses(
+        "T5ForConditionalGeneration is an encoder-decoder model; GRIFFIN drafts speed up decoder-only models. Call "
+        "`generate()` without `assistant_model`.",
+        T5ForConditionalGeneration(config).eval(),
+        pair[1],
+    )
+
+
+def test_stateful_target(pair):
+    target = MambaForCausalLM(MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=1, state_size=4)).eval()
+    assert_refuses(
+        "MambaForCausalLM keeps a state that cannot forget rejected tokens; GRIFFIN drafts speed up models whose "
+        "layers are all attention. Call `generate()` without `assistant_model`.",
+        target,
+        pair[1],
+    )
+
+
+# ---------------------------------------------------------------------- calls
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "others"),
+    [("num_beams", 2, {}), ("num_return_sequences", 3, {"do_sample": True}), ("num_beams", 4, {"do_sample": True})],
+)
+def test_more_than_one_sequence(pair, name, value, others):
+    """Transformers alone would run beam search and leave the draft out."""
+    assert_refuses(
+        f"`{name}` is {value}, but GRIFFIN decoding follows one sequence. Set it to 1, or call `generate()` without "
+        "`assistant_model`.",
+        *pair,
+        **{name: value} | others,
+    )
+
+
+def test_batch_of_several_prompts(pair):
+    assert_refuses(
+        "The batch has 3 rows, but GRIFFIN decoding takes 1. Call `generate()` once per prompt, or without "
+        "`assistant_model`.",
+        *pair,
+        prompt=PROMPT.expand(3, -1),
+    )
+
+
+def test_no_cache(pair):
+    assert_refuses(
+        "`use_cache` is False, but GRIFFIN decoding needs a key-value cache. Set it to True, or call `generate()` "
+        "without `assistant_model`.",
+        *pair,
+        use_cache=False,
+    )
+
+
+def test_synced_gpus(pair):
+    assert_refuses(
+        "`synced_gpus` is True, but GRIFFIN decoding cannot keep several processes in step. Set it to False, or call "
+        "`generate()` without `assistant_model`.",
+        *pair,
+        synced_gpus=True,
+    )
+
+
+def test_misspelt_argument_is_reported_by_transformers(pair):
+    with pytest.raises(ValueError, match="not used by the model: \\['max_new_token'\\]"):
+        pair[0].generate(PROMPT, assistant_model=pair[1], max_new_token=4)
