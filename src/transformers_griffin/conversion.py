@@ -271,6 +271,9 @@ def _fit_to_target(config: GriffinDraftConfig, target_config: PreTrainedConfig) 
                 f"The checkpoint's `{name}` is {found}, but the target's is {needed}. Give the target that this draft "
                 "was trained for."
             )
+    # Pipelines take an assistant with other special tokens for one with another tokenizer.
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, name, getattr(text, name))
     config.target_model_type = text.model_type
     config.target_name_or_path = target_config.name_or_path or None
 

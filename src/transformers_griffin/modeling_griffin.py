@@ -458,6 +458,9 @@ def draft_config_for(target_config: PreTrainedConfig, **overrides: Any) -> Griff
         "rms_norm_eps": _first_of(text, "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
         or 1e-6,
         "rope_parameters": _rope_parameters(text),
+        # Pipelines take an assistant with other special tokens for one with another tokenizer.
+        "bos_token_id": text.bos_token_id,
+        "eos_token_id": text.eos_token_id,
         "pad_token_id": text.pad_token_id,
         "target_model_type": text.model_type,
     }

@@ -150,10 +150,20 @@ class GriffinCandidateGenerator(CandidateGenerator):
             inputs_embeds=token_embeds.to(device=self.draft.device, dtype=self.draft.dtype),
             features=features,
             position_ids=position_ids,
-            attention_mask=self.padding_mask,
+            attention_mask=self._causal_mask(num_new),
             past_key_values=self.cache,
         )
         return output.predict[:, -1:], output.regress[:, -1:]
+
+    def _causal_mask(self, num_new: int) -> Any:
+        """None without padding; else in 4-D, as transformers would ask the host what is in a 2-D mask."""
+        if self.padding_mask is None:
+            return None
+        kv_len = self.padding_mask.shape[1]
+        steps = torch.arange(kv_len, device=self.padding_mask.device)
+        sees, itself = steps <= steps[-num_new:, None], steps == steps[-num_new:, None]
+        allowed = (sees & self.padding_mask.bool().unsqueeze(1)) | itself  # (batch_size, new, kv_len)
+        return as_attention_mask(allowed.unsqueeze(1), self.draft.config._attn_implementation, self.draft.dtype)
 
     def _extend_padding(self, padding_mask: torch.Tensor | None, batch_size: int, num_new: int) -> None:
         device, past = self.draft.device, self.cache.get_seq_length()
