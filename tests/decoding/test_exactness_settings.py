@@ -270,13 +270,6 @@ def test_target_with_convolutions_is_refused() -> None:
         target.generate(make_prompt(4), assistant_model=_draft_of_any_target(), max_new_tokens=4)
 
 
-def test_target_that_takes_no_attention_mask_is_refused() -> None:
-    """CPM-Ant puts a prompt of its own before whatever it is given, and reads one token behind a cache, never two."""
-    target = make_target(Architecture("CPM-Ant", "cpmant", {"dim_ff": 48, "dim_head": 8, "prompt_length": 2}))
-    with pytest.raises(ValueError, match="CpmAntForCausalLM cannot be sped up .* its forward takes no attention_mask"):
-        target.generate(make_prompt(4), assistant_model=_draft_of_any_target(), max_new_tokens=4)
-
-
 def test_chain_with_a_static_cache_is_refused() -> None:
     plain = decode_plainly(BY_NAME["Bloom, ALiBi"], SHORT)
     with pytest.raises(ValueError, match="the cache cannot forget rejected tokens either"):

@@ -37,8 +37,7 @@ class TargetForward:
         model_kwargs (`dict`): as prepared by `generate()`, with the cache in `past_key_values`.
 
     Raises:
-        ValueError: if the target cannot read several tokens behind a cache, or the cache can neither branch nor forget
-            its newest tokens.
+        ValueError: if the cache can neither branch nor forget its newest tokens.
     """
 
     def __init__(self, target: PreTrainedModel, generation_config: GenerationConfig, model_kwargs: dict[str, Any]):
@@ -47,11 +46,6 @@ class TargetForward:
         self.model_kwargs = model_kwargs
         self.cache: Cache = model_kwargs["past_key_values"]
         self.text_config = target.config.get_text_config(decoder=True)
-        if "attention_mask" not in inspect.signature(target.forward).parameters:
-            raise ValueError(
-                f"{type(target).__name__} cannot be sped up by a draft: its forward takes no attention_mask and works "
-                "out by itself what it has read. Call `generate()` without `assistant_model`."
-            )
         self.verifies_trees = not (reason := why_no_tree(target, self.cache))
         if not self.verifies_trees:
             if not can_roll_back(self.cache):
