@@ -254,7 +254,7 @@ class GriffinDraftModel(PreTrainedModel):
         """Whether the draft has met a target."""
         return self._target_embedding is not None
 
-    def get_input_embeddings(self) -> nn.Module | None:
+    def get_input_embeddings(self) -> nn.Module | None:  # type: ignore[override]  # a draft owns none
         """The borrowed embedding; None before the draft has met a target."""
         return self._target_embedding
 

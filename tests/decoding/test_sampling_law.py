@@ -209,6 +209,10 @@ def our_walk(tree, logits, input_ids, choose, path_length) -> Acceptance:
     return walk_path(tree, logits, input_ids, choose, path_length, ask_host=False)
 
 
+def our_careful_walk(tree, logits, input_ids, choose, path_length) -> Acceptance:
+    return walk_path(tree, logits, input_ids, choose, path_length, ask_host=True)
+
+
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_answers_have_the_law_of_the_target(pair, cycles, name):
     """100,000 answers for each setting; a cycle emits two to three of the four tokens that it could emit."""
@@ -216,6 +220,13 @@ def test_answers_have_the_law_of_the_target(pair, cycles, name):
     processors = processors_of(name)
     counts, tau = draw_answers(target, cycles, processors, our_walk)
     assert 1.5 < tau < 3.5  # 1 would be no draft accepted, 4 all of them
+    assert odds(counts, exact_law(target, processors)) > LEVEL
+
+
+def test_the_walk_that_asks_the_host_has_the_law_of_the_target(pair, cycles):
+    target, _ = pair
+    processors = processors_of("all")
+    counts, _ = draw_answers(target, cycles, processors, our_careful_walk, seed=1)
     assert odds(counts, exact_law(target, processors)) > LEVEL
 
 

@@ -159,6 +159,40 @@ def test_target_is_asked_with_the_prefixes_of_plain_decoding(case, ask_host):
     assert len(calls) == (len(emitted) if ask_host else path_length)
 
 
+@many
+@given(trees_and_choices(), st.integers(1, 6))
+def test_the_walk_ends_where_the_answer_ends(case, num_wanted):
+    """`is_over` is asked once about each sequence of the answer; behind the last one nothing is chosen any more."""
+    parents, tokens, choices = (rows[:1] for rows in case)
+    tree, target_tokens = tree_of(parents, tokens), torch.tensor(choices)
+    path_length = path_length_of(tree)
+    complete = accept_path(tree, target_tokens, path_length)
+    asked, num_calls = [], 0
+
+    def is_over(sequence: torch.Tensor) -> bool:
+        asked.append(sequence[0].tolist())
+        return len(asked) == num_wanted
+
+    def choose(logits: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
+        nonlocal num_calls
+        num_calls += 1
+        return logits.argmax(dim=-1)
+
+    root = tree.tokens[:, :1]
+    walked = walk_path(tree, as_logits(target_tokens), root, choose, path_length, ask_host=True, is_over=is_over)
+
+    length = min(num_wanted, int(complete.lengths[0]))
+    emitted = complete.tokens[0, :length].tolist()
+    assert walked.lengths.tolist() == [length]
+    assert walked.tokens[0, :length].tolist() == emitted
+    assert walked.nodes[0, :length].tolist() == complete.nodes[0, :length].tolist()
+    assert num_calls == length
+    # Where the path itself ends, the caller asks about the last token.
+    expected = [root[0].tolist() + emitted[:count] for count in range(1, length + 1)]
+    assert asked == expected[: len(asked)]
+    assert len(asked) >= length - 1
+
+
 def test_example_of_the_docstring():
     """root -- A -- B, C beside A; the target wants A, then D: emitted are A and D, and B is forgotten."""
     a, b, c, d = 1, 2, 3, 4

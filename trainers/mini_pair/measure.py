@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from demo import DOMAINS, MINI, encode, read_prompts  # the demo is a script, not a package
 
 
+ROOT = MINI.parents[1]
 PAPER_TREE = {"num_assistant_tokens": 59, "draft_tree_depth": 6, "draft_tree_top_k": 10}
 
 
@@ -130,7 +131,7 @@ def provenance(args: argparse.Namespace) -> dict:
         "commit": commit or None,
         "device": f"CPU, {os.cpu_count()} cores, {platform.machine()}, {torch.get_num_threads()} threads",
         "date": time.strftime("%Y-%m-%d"),
-        "arguments": {name: str(value) for name, value in vars(args).items()},
+        "arguments": {name: str(value).removeprefix(f"{ROOT}/") for name, value in vars(args).items()},
     }
 
 

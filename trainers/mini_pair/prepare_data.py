@@ -13,7 +13,7 @@ standard library and from permissively licensed packages that are installed (`py
 - `train/`, `valid/`: `datasets` of blocks of `block_size` token ids. Documents are shuffled, rendered with the chat
   template and packed end to end.
 
-Measured on 2 CPU cores: see README.md beside this file.
+Measured: README.md beside this file.
 """
 
 import argparse

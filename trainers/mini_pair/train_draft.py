@@ -8,7 +8,7 @@ Run `prepare_data.py` and `train_target.py` first. On a CPU, one process per cor
 than one process with two threads. The frozen target runs in bfloat16, the draft under bfloat16 autocast; matrices are
 trained with Muon (`--optimizer adamw` for AdamW alone). Interrupted runs continue from the newest checkpoint.
 
-Measured: see README.md beside this file.
+Measured: README.md beside this file.
 """
 
 import argparse

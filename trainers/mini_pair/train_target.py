@@ -10,7 +10,7 @@ Matrices are trained with Muon, embeddings and norms with AdamW; the learning ra
 falls linearly during the last `--decay_steps`. Interrupted runs continue from the newest checkpoint, and since the
 plateau does not know where it ends, a run may be continued with another `--max_steps`.
 
-Measured: see README.md beside this file.
+Measured: README.md beside this file.
 """
 
 import argparse
