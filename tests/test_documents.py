@@ -16,7 +16,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    """The fenced blocks of one language, in order; "" for those that name none."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    return [block for name, block in blocks if name == language]
 
 
 def test_the_readme_examples_run_from_the_root_of_the_checkout(monkeypatch, capsys):
@@ -47,7 +49,7 @@ def test_the_readme_names_only_commands_that_exist():
 
 
 def test_the_annotated_tree_of_the_readme_matches_the_source_tree():
-    tree = next(block for block in re.findall(r"```\n(.*?)```", README, flags=re.DOTALL) if "loop.py" in block)
+    tree = next(block for block in code_blocks("") if "loop.py" in block)
     source = ROOT / "src" / "transformers_griffin"
     modules = {path.name for path in [*source.glob("*.py"), *source.glob("decoding/*.py")]} - {"__init__.py"}
     missing = {name for name in modules if name not in tree}

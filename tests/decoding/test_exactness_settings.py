@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.attention.flex_attention as torch_flex_attention
 from architectures import ARCHITECTURES, MOE, Architecture, make_prompt, make_target
 from exactness import (
     CHAIN,
@@ -27,6 +28,7 @@ from exactness import (
 )
 from noisy_oracle import NoisyOracleDraft, noisy_oracle
 from transformers import AttentionInterface, Cache, DynamicCache, StaticCache
+from transformers.integrations import flex_attention
 from transformers.masking_utils import AttentionMaskInterface
 
 from transformers_griffin import GriffinDraftModel
@@ -162,10 +164,28 @@ def test_attention_implementations_with_a_tree_mask_are_exact(
     assert_exact(plain, ours, depth=6)
 
 
-@pytest.mark.slow
+@pytest.fixture
+def uncompiled_flex_attention(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The flex attention of torch step by step; its compiler does not know windows on CPUs."""
+    monkeypatch.setattr(torch_flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+
+    def attend(*args: Any, training: bool = False, **kwargs: Any) -> torch.Tensor:
+        return torch_flex_attention.flex_attention(*args, **kwargs)
+
+    monkeypatch.setattr(flex_attention, "compile_friendly_flex_attention", attend)
+    return "flex_attention"
+
+
 @each_kind_of_layers
-def test_flex_attention_is_exact(architecture: Architecture) -> None:
-    plain = decode_plainly(architecture, SHORT, "flex_attention")
+def test_flex_attention_is_exact(architecture: Architecture, uncompiled_flex_attention: str) -> None:
+    plain = decode_plainly(architecture, SHORT, uncompiled_flex_attention)
+    ours, _ = decode_with_noisy_oracle(plain, PAPER_TREE)
+    assert_exact(plain, ours, depth=6)
+
+
+@pytest.mark.slow
+def test_compiled_flex_attention_is_exact() -> None:
+    plain = decode_plainly(FULL, LONG, "flex_attention")
     ours, _ = decode_with_noisy_oracle(plain, PAPER_TREE)
     assert_exact(plain, ours, depth=6)
 
