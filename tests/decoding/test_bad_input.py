@@ -226,7 +226,7 @@ def test_synced_gpus(pair):
 
 
 def test_full_static_cache_without_room_for_a_tree(pair):
-    """9 tokens to come to, and a tree of 16 nodes behind the last: 9 + 16 - 1 = 24 entries; an empty cache would grow."""
+    """Up to 9 tokens, the last of them the root of a tree of 16 nodes: 9 + 16 - 1 = 24 entries."""
     target, draft = pair
     draft.generation_config.update(num_assistant_tokens=15, draft_tree_depth=4, draft_tree_top_k=4)
     cache = StaticCache(target.config, max_cache_len=23)

@@ -165,7 +165,7 @@ def test_stock_modes_give_the_same_answers_with_and_without_the_hook(hook, name)
     ids=str,
 )
 def test_every_other_call_reaches_the_method_of_transformers_as_it_is(hook, monkeypatch, settings):
-    """MTP and DFlash, whose models are large, included: the wrapped method gets exactly what `generate()` passes on."""
+    """Also for MTP and DFlash, which need models of their own: the method gets what `generate()` passes on."""
     hook.remove()
     original, calls = GenerationMixin._assisted_decoding, []
 
