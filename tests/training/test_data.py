@@ -6,7 +6,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from transformers_griffin.training.data import GriffinDataCollator, tokenize_row
-from transformers_griffin.training.features import NO_LABEL, add_feature_noise, next_labels, position_mask
 
 
 WORDS = ["<pad>", "<user>", "<bot>", "<end>", "hi", "there", "yes", "no"]
@@ -74,24 +73,3 @@ def test_a_batch_is_padded_on_the_right_and_rows_without_loss_are_counted(tokeni
 def test_blocks_of_one_length_need_no_attention_mask():
     batch = GriffinDataCollator()([{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5, 6]}])
     assert batch.keys() == {"input_ids", "loss_mask"}
-
-
-def test_positions_without_a_next_feature_or_label_have_none():
-    """Tokens 0..3 in a row of 3 real ones: two positions, of which the second has a next feature but no label."""
-    ids, attention_mask = torch.tensor([[5, 6, 7, 0]]), torch.tensor([[1, 1, 1, 0]])
-    assert position_mask(ids, None, attention_mask).tolist() == [[True, True, False]]
-    assert next_labels(ids[:, 1:], attention_mask[:, 1:].bool()).tolist() == [[7, NO_LABEL, NO_LABEL]]
-
-
-def test_the_loss_mask_can_follow_the_predicted_token():
-    """Token 3 has a loss; position 1 predicts it."""
-    ids, loss_mask = torch.zeros(1, 5, dtype=torch.long), torch.tensor([[0, 0, 0, 1, 0]])
-    assert position_mask(ids, loss_mask, None, 0).int().tolist() == [[0, 0, 0, 1]]
-    assert position_mask(ids, loss_mask, None, 2).int().tolist() == [[0, 1, 0, 0]]
-
-
-def test_noise_has_the_released_width():
-    features = torch.zeros(2, 255, 8)
-    noise = add_feature_noise(features, 0.2, generator=torch.Generator().manual_seed(0))
-    assert 0.19 < noise.abs().max().item() <= 0.2  # half of 0.2 * 512 / 256 tokens
-    assert add_feature_noise(features, 0.0) is features

@@ -13,7 +13,7 @@ from transformers_griffin.training.objective import COUNTS, multi_pass_objective
 def golden_batch(case: str) -> DraftBatch:
     stored = golden_tensors(case, "train_step")
     key_mask = stored["batch.attention_mask"].bool()
-    labels = next_labels(stored["batch.input_ids"], key_mask)
+    labels = next_labels(stored["batch.input_ids"], key_mask.long())
     labels[torch.arange(len(labels)), key_mask.sum(dim=1) - 2] = -100  # the stored x_{t+2} there is padding
     return DraftBatch(
         input_ids=stored["batch.input_ids"],
@@ -21,7 +21,7 @@ def golden_batch(case: str) -> DraftBatch:
         next_features=stored["batch.target"],
         labels=labels,
         loss_mask=stored["batch.loss_mask"].bool(),
-        key_mask=key_mask,
+        documents=key_mask.long(),
     )
 
 

@@ -16,7 +16,7 @@ Where the training departs from the paper's text it follows the code that made t
    term restricts it to the target's ten most likely tokens (from HASS, arXiv 2408.15766).
 4. The weights of the three terms, 1.0 / 0.1 / 0.5, are not in the paper.
 
-Next: `head_loss.py`.
+Next: `features.py`.
 """
 
 import torch

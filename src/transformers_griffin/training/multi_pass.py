@@ -20,7 +20,7 @@ The released attention gave invisible columns score 0 instead of leaving them ou
 Notation for shapes: `batch_size`; `seq_len` positions; `num_heads`, `num_kv_heads`, `head_dim` of the draft; d =
 `hidden_size`.
 
-Next: `features.py`.
+Next: `data.py`.
 """
 
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import rotate_half
 
 from ..modeling_griffin import GriffinDraftModel
+from .features import document_positions
 from .losses import delay
 
 
@@ -59,7 +60,7 @@ def run_pass(
     token_embeds: torch.Tensor,
     features: torch.Tensor,
     earlier_states: tuple[StreamStates, ...] = (),
-    key_mask: torch.Tensor | None = None,
+    documents: torch.Tensor | None = None,
 ) -> PassOutput:
     """
     Runs the draft over one feature stream, with the streams of the passes before in its attention.
@@ -69,13 +70,15 @@ def run_pass(
         token_embeds (`torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`): embeddings of x_{t+1}.
         features (`torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`): F in pass 1, else R_{n-1}.
         earlier_states (`tuple[StreamStates, ...]`): of F, R_1, ..., R_{n-2}; empty in pass 1.
-        key_mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`, *optional*): False where there is padding.
+        documents (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*): see [`DraftBatch`].
 
     Returns:
         [`PassOutput`].
     """
     if draft.config.num_hidden_layers > 1:
-        predict, regress = draft(inputs_embeds=token_embeds, features=features, attention_mask=key_mask)[:2]
+        # The draft's causal mask keeps sequences apart that start at position 0 again.
+        packing = {} if documents is None else {"position_ids": document_positions(documents)}
+        predict, regress = draft(inputs_embeds=token_embeds, features=features, **packing)[:2]
         return PassOutput(predict, regress, states=())
     layer: Any = draft.layers[0]
     fused = draft.fusion(token_embeds, features.to(token_embeds.dtype))
@@ -86,7 +89,7 @@ def run_pass(
         verified=states[0],
         drafted=states[:0:-1],
         scaling=layer.self_attn.scaling,
-        key_mask=key_mask,
+        documents=documents,
         use_sdpa=draft.config._attn_implementation != "eager",
     )
     predict, regress = layer.feed_forward(fused + layer.self_attn.o_proj(attended))
@@ -97,12 +100,12 @@ def next_stream(regress: torch.Tensor, features: torch.Tensor, key_mask: torch.T
     """
     R_n: the regress features of a pass, detached, each at the position that will read it.
 
-    A position without a drafted predecessor (the first one, or the first after left padding) keeps the true feature.
+    A position without a drafted predecessor (the first one of a row or document) keeps the true feature.
 
     Args:
         regress (`torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`): of pass n.
         features (`torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`): F.
-        key_mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`, *optional*): False where there is padding.
+        key_mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`, *optional*): False where there is no position.
     """
     stream = delay(regress.detach().to(features.dtype), features)
     if key_mask is None:
@@ -147,28 +150,28 @@ def pass_attention(
     verified: StreamStates,
     drafted: tuple[StreamStates, ...],
     scaling: float,
-    key_mask: torch.Tensor | None = None,
+    documents: torch.Tensor | None = None,
     use_sdpa: bool = False,
 ) -> torch.Tensor:
     """
     Causal attention whose newest columns come from other streams (picture in the module docstring).
 
-    Row t scores column c <= t - len(drafted) of `verified`, and column t - j of `drafted[j]`, in one softmax. Queries
-    are taken in blocks, so that columns after a block are never multiplied.
+    Row t scores column c <= t - len(drafted) of `verified`, and column t - j of `drafted[j]`, in one softmax, within
+    its own document. Queries are taken in blocks, so that columns after a block are never multiplied.
 
     Args:
         query (`torch.Tensor` of shape `(batch_size, num_heads, seq_len, head_dim)`): of the newest stream.
         verified ([`StreamStates`]): of the true features.
         drafted (`tuple[StreamStates, ...]`): the newest stream first; empty in pass 1.
         scaling (`float`): factor of the scores.
-        key_mask (`torch.BoolTensor` of shape `(batch_size, seq_len)`, *optional*): False where there is padding.
+        documents (`torch.LongTensor` of shape `(batch_size, seq_len)`, *optional*): see [`DraftBatch`].
         use_sdpa (`bool`, defaults to `False`): whether pass 1 may use `scaled_dot_product_attention`.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, seq_len, num_heads * head_dim)`.
     """
     seq_len = query.shape[2]
-    if use_sdpa and not drafted and key_mask is None:
+    if use_sdpa and not drafted and documents is None:
         output = nn.functional.scaled_dot_product_attention(
             query, verified.keys, verified.values, is_causal=True, scale=scaling, enable_gqa=True
         )
@@ -180,7 +183,7 @@ def pass_attention(
     blocks = []
     for start in range(0, seq_len, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, seq_len)
-        blocks.append(_attend_block(grouped, verified, diagonals, key_mask, start, stop))
+        blocks.append(_attend_block(grouped, verified, diagonals, documents, start, stop))
     return torch.cat(blocks, dim=3).flatten(1, 2).transpose(1, 2).flatten(2)
 
 
@@ -197,7 +200,7 @@ def _attend_block(
     grouped: torch.Tensor,
     verified: StreamStates,
     diagonals: tuple[StreamStates, ...],
-    key_mask: torch.Tensor | None,
+    documents: torch.Tensor | None,
     start: int,
     stop: int,
 ) -> torch.Tensor:
@@ -207,7 +210,7 @@ def _attend_block(
     scores = (query.flatten(2, 3) @ verified.keys[:, :, :stop].mT).unflatten(2, rows)
     diagonal_scores = [(query * states.keys[:, :, None, start:stop]).sum(dim=-1, keepdim=True) for states in diagonals]
     scores = torch.cat((scores, *(part.to(scores.dtype) for part in diagonal_scores)), dim=-1)
-    scores = scores + _score_bias(start, stop, len(diagonals), key_mask, scores)
+    scores = scores + _score_bias(start, stop, len(diagonals), documents, scores)
     weights = scores.softmax(dim=-1).to(verified.values.dtype)
 
     output = (weights[..., :stop].flatten(2, 3) @ verified.values[:, :, :stop]).unflatten(2, rows)
@@ -217,7 +220,7 @@ def _attend_block(
 
 
 def _score_bias(
-    start: int, stop: int, num_diagonals: int, key_mask: torch.Tensor | None, scores: torch.Tensor
+    start: int, stop: int, num_diagonals: int, documents: torch.Tensor | None, scores: torch.Tensor
 ) -> torch.Tensor:
     """
     Zero where a row sees a column, the dtype's minimum elsewhere.
@@ -229,16 +232,13 @@ def _score_bias(
     offsets = torch.arange(num_diagonals, device=scores.device)
     is_verified = torch.arange(stop, device=scores.device) <= rows - num_diagonals
     is_drafted = offsets <= rows
-    if key_mask is not None:
-        is_verified = is_verified & key_mask[:, None, :stop]  # (batch_size, block, stop)
-        # A row always sees itself: padding rows must not be empty.
-        columns = (rows - offsets).clamp(min=0)
-        is_drafted = is_drafted & (key_mask[:, columns] | (offsets == 0))
-        if num_diagonals == 0:
-            is_verified = is_verified | (torch.arange(stop, device=scores.device) == rows)
+    if documents is not None:
+        own = documents[:, start:stop, None]  # (batch_size, block, 1)
+        is_verified = is_verified & (own == documents[:, None, :stop])
+        is_drafted = is_drafted & (own == documents[:, (rows - offsets).clamp(min=0)])
     visible = torch.cat((is_verified, is_drafted), dim=-1)
     bias = torch.zeros_like(visible, dtype=scores.dtype).masked_fill(~visible, torch.finfo(scores.dtype).min)
-    return bias if key_mask is None else bias[:, None, None]
+    return bias if documents is None else bias[:, None, None]
 
 
 __all__ = ["PassOutput", "StreamStates", "check_passes", "next_stream", "pass_attention", "run_pass"]

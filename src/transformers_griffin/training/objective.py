@@ -72,7 +72,7 @@ def multi_pass_objective(
 
     results: list[PassResult] = []
     for _ in range(num_passes):
-        output = run_pass(draft, token_embeds, stream, states, batch.key_mask)
+        output = run_pass(draft, token_embeds, stream, states, batch.documents)
         head = head_loss(
             _take(output.predict, rows),
             _take(batch.labels, rows),
@@ -90,8 +90,9 @@ def multi_pass_objective(
         results.append(_result(output, head, batch, mask, rows, is_hit, args.feature_loss_weight))
 
         stream, states = next_stream(output.regress, batch.features, batch.key_mask), output.states
-        # Nothing was drafted at padding, so nothing was missed there.
-        gate = alignment_gate(gate, is_hit if batch.key_mask is None else is_hit | ~batch.key_mask)
+        gate = alignment_gate(gate, is_hit)
+        if batch.key_mask is not None:
+            gate = gate | ~batch.key_mask  # nothing was drafted there, so nothing was missed
     return results
 
 

@@ -152,6 +152,8 @@ class GriffinTrainer(Trainer):
             inputs.get("loss_mask"),
             inputs.get("attention_mask"),
             args.loss_mask_shift,
+            inputs.get("documents"),
+            inputs.get("features"),
         )
         num_passes = args.num_passes
         if is_training:
@@ -167,7 +169,10 @@ class GriffinTrainer(Trainer):
             return None
         counts = [
             position_mask(
-                batch["input_ids"], batch.get("loss_mask"), batch.get("attention_mask"), self.args.loss_mask_shift
+                batch["input_ids"],
+                batch.get("loss_mask"),
+                batch.get("documents", batch.get("attention_mask")),
+                self.args.loss_mask_shift,
             ).sum()
             for batch in batch_samples
         ]
