@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from conftest import tiny_llama
 from transformers_griffin import GriffinDraftModel
@@ -72,7 +73,8 @@ def test_delay_moves_one_position_later():
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 64])
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_the_chunked_head_has_the_values_and_gradients_of_the_plain_functions(chunk_size, softcap):
+@pytest.mark.parametrize("hard_labels", [False, True])
+def test_the_chunked_head_has_the_values_and_gradients_of_the_plain_functions(hard_labels, chunk_size, softcap):
     draft = GriffinDraftModel.from_target(tiny_llama())
     draft.__dict__["_logit_softcap"] = softcap
     torch.manual_seed(1)
@@ -81,13 +83,17 @@ def test_the_chunked_head_has_the_values_and_gradients_of_the_plain_functions(ch
 
     plain = predict.clone().requires_grad_()
     logits, target_logits = draft.compute_logits(plain), draft.compute_logits(next_features)
-    cross_entropy = soft_cross_entropy(logits, target_logits)
+    if hard_labels:
+        cross_entropy = nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+    else:
+        cross_entropy = soft_cross_entropy(logits, target_logits)
     top_cross_entropy = top_token_cross_entropy(logits, target_logits, top_k=4)
     ((0.1 * cross_entropy + 0.5 * top_cross_entropy) * scale).sum().backward()
 
     chunked = predict.clone().requires_grad_()
     target = target_distribution(draft.compute_logits, next_features, top_k=4, chunk_size=chunk_size)
-    found = head_loss(chunked, labels, target, draft.compute_logits, (0.1, 0.5), hit_top_k=3, chunk_size=chunk_size)
+    settings = {"hit_top_k": 3, "chunk_size": chunk_size, "hard_labels": hard_labels}
+    found = head_loss(chunked, labels, target, draft.compute_logits, (0.1, 0.5), **settings)
     (found.loss * scale).sum().backward()
 
     torch.testing.assert_close(found.cross_entropy, cross_entropy.detach())

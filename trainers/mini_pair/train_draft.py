@@ -53,7 +53,7 @@ def training_arguments(args: argparse.Namespace) -> GriffinTrainingArguments:
         output_dir=str(args.output_dir),
         num_passes=args.num_passes,
         num_passes_schedule=args.num_passes_schedule,
-        alignment_top_k=args.alignment_top_k or None,
+        alignment_top_k=args.alignment_top_k,
         feature_loss_weight=args.feature_loss_weight,
         token_loss_weight=args.token_loss_weight,
         top_token_loss_weight=args.top_token_loss_weight,

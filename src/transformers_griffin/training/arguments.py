@@ -5,10 +5,23 @@ Next: `objective.py`.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
 from .losses import ALIGNMENTS
+
+
+# What the named objectives set where an option is not given. The draft's architecture is not theirs: EAGLE-2 and HASS
+# drafts are made with `fusion="concat", dual_head=False`.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    # Released GRIFFIN training.
+    "griffin": {"num_passes": 3, "alignment_top_k": 3, "token_loss_weight": 0.1, "top_token_loss_weight": 0.5},
+    # Harmonized training: every position of every pass (arXiv 2408.15766; K = 10, w = 1.0).
+    "hass": {"num_passes": 3, "alignment_top_k": 0, "token_loss_weight": 0.1, "top_token_loss_weight": 1.0},
+    # One pass over true features (arXiv 2401.15077, and unchanged in EAGLE-2).
+    "eagle": {"num_passes": 1, "alignment_top_k": 0, "token_loss_weight": 0.1, "top_token_loss_weight": 0.0},
+}
 
 
 @dataclass
@@ -16,29 +29,35 @@ class GriffinTrainingArguments(TrainingArguments):
     """
     Arguments of [`GriffinTrainer`]: those of [`~transformers.TrainingArguments`] and the fields below.
 
-    The defaults are the released training. Baselines and ablations are settings: HASS is `alignment_top_k=None`, EAGLE
-    is `num_passes=1, top_token_loss_weight=0.0` (each with a draft configured accordingly).
+    Options that are None take the value of `objective`; the default is the released training.
     """
 
+    objective: str = field(
+        default="griffin",
+        metadata={
+            "help": "`griffin`, `hass` or `eagle`: what `num_passes`, `alignment_top_k`, `token_loss_weight` and "
+            "`top_token_loss_weight` are where they are not given."
+        },
+    )
     num_passes: int = field(
-        default=3,
+        default=None,  # type: ignore[assignment]  # the objective's
         metadata={
             "help": "Passes of a training step, each reading the draft's features of the pass before (Table 4)."
         },
     )
-    num_passes_schedule: list[float] | None = field(
-        default=None,
+    num_passes_schedule: list[float] = field(
+        default=None,  # type: ignore[assignment]  # equal parts
         metadata={
-            "help": "For pass 2, 3, ...: the fraction of all steps after which it joins, for example `0.5 0.75` with "
-            "three passes. All passes from the first step when not given (the paper starts each number of passes from "
-            "the run before it)."
+            "help": "For pass 2, 3, ...: the fraction of all steps after which it joins. Equal parts when not given, "
+            "like the paper's runs, each of which starts from the one before: `0.333 0.667` with three passes. `0 0` "
+            "for all three from the first step."
         },
     )
-    alignment_top_k: int | None = field(
-        default=3,
+    alignment_top_k: int = field(
+        default=None,  # type: ignore[assignment]  # the objective's
         metadata={
             "help": "A pass learns from a position only if the data's token was among the draft's top k in the passes "
-            "before (Eq. 3; k of the released code). None for no mask."
+            "before (Eq. 3, Table 3). 0 for no mask."
         },
     )
     alignment: str = field(
@@ -52,14 +71,22 @@ class GriffinTrainingArguments(TrainingArguments):
         default=1.0, metadata={"help": "Weight of the SmoothL1 distance of regress (released code)."}
     )
     token_loss_weight: float = field(
-        default=0.1,
-        metadata={"help": "Weight of the cross-entropy against the target's distribution (released)."},
+        default=None,  # type: ignore[assignment]  # the objective's
+        metadata={"help": "Weight of the cross-entropy of predict (released code: 0.1)."},
     )
     top_token_loss_weight: float = field(
-        default=0.5, metadata={"help": "Weight of the same over the target's most likely tokens (released code)."}
+        default=None,  # type: ignore[assignment]  # the objective's
+        metadata={"help": "Weight of the cross-entropy over the target's most likely tokens only (released: 0.5)."},
     )
     top_token_loss_k: int = field(
         default=10, metadata={"help": "How many most likely tokens that term reads (released code)."}
+    )
+    token_labels: str = field(
+        default="soft",
+        metadata={
+            "help": "What the cross-entropy compares with: `soft`, the target's distribution (released code), or "
+            "`hard`, the data's next token (the paper's text)."
+        },
     )
     feature_noise: float = field(
         default=0.2,
@@ -91,22 +118,32 @@ class GriffinTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_passes < 1:
-            raise ValueError(f"`num_passes` is {self.num_passes}, but a training step needs at least 1 pass.")
-        if self.alignment not in ALIGNMENTS:
-            raise ValueError(f"`alignment` is {self.alignment!r}, but must be one of {', '.join(ALIGNMENTS)}.")
+        self._check_choice("objective", tuple(OBJECTIVES))
+        self._check_choice("alignment", ALIGNMENTS)
+        self._check_choice("token_labels", ("soft", "hard"))
+        for name, value in OBJECTIVES[self.objective].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        for name, lowest in (("num_passes", 1), ("alignment_top_k", 0), ("head_chunk_size", 1), ("max_length", 2)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least {lowest}.")
+        if self.num_passes_schedule is None:
+            self.num_passes_schedule = [number / self.num_passes for number in range(1, self.num_passes)]
         starts = self.num_passes_schedule
-        if starts is not None and (len(starts) != self.num_passes - 1 or list(starts) != sorted(starts)):
+        is_fraction = all(0 <= start <= 1 for start in starts)
+        if len(starts) != self.num_passes - 1 or list(starts) != sorted(starts) or not is_fraction:
             raise ValueError(
                 f"`num_passes_schedule` is {starts}, but with {self.num_passes} passes it must be "
-                f"{self.num_passes - 1} non-decreasing fractions, one for every pass after the first."
+                f"{self.num_passes - 1} non-decreasing fractions from 0 to 1, one for every pass after the first."
             )
+
+    def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
+        if getattr(self, name) not in allowed:
+            raise ValueError(f"`{name}` is {getattr(self, name)!r}, but must be one of {', '.join(allowed)}.")
 
     def num_passes_at(self, step: int, max_steps: int) -> int:
         """How many passes a training step has, by `num_passes_schedule`."""
-        if self.num_passes_schedule is None:
-            return self.num_passes
         return 1 + sum(step >= start * max_steps for start in self.num_passes_schedule)
 
 
-__all__ = ["GriffinTrainingArguments"]
+__all__ = ["OBJECTIVES", "GriffinTrainingArguments"]

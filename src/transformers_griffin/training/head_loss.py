@@ -12,6 +12,8 @@ the weights a, b of the two terms::
     loss    = a (lse(z) - <p, z>)  +  b (P_T lse(z) - <p, z>_T)
     dloss/dz = (a + b P_T) q - a p - b p|_T
 
+With hard labels the first term reads the data's token instead of p, where there is one.
+
 Notation for shapes: `n_rows` positions whose logits are wanted; d = `hidden_size`; `vocab_size`.
 
 Next: `multi_pass.py`.
@@ -80,6 +82,7 @@ def head_loss(
     weights: tuple[float, float],
     hit_top_k: int,
     chunk_size: int,
+    hard_labels: bool = False,
     terms: Callable[..., tuple[torch.Tensor, ...]] | None = None,
 ) -> HeadLoss:
     """
@@ -93,12 +96,13 @@ def head_loss(
         weights (`tuple[float, float]`): of the full and the top-token cross-entropy.
         hit_top_k (`int`): k of the hits.
         chunk_size (`int`): rows whose logits exist at the same time.
+        hard_labels (`bool`, defaults to `False`): whether the full cross-entropy is against `labels`.
         terms (`Callable`, *optional*): [`terms_and_gradient`], possibly compiled.
 
     Returns:
         [`HeadLoss`].
     """
-    settings = (weights, hit_top_k, chunk_size, terms or terms_and_gradient)
+    settings = (weights, hit_top_k, chunk_size, hard_labels, terms or terms_and_gradient)
     return HeadLoss(*_ChunkedHeadLoss.apply(predict, labels, target, compute_logits, *settings))
 
 
@@ -113,6 +117,7 @@ class _ChunkedHeadLoss(torch.autograd.Function):
         weights: tuple[float, float],
         hit_top_k: int,
         chunk_size: int,
+        hard_labels: bool,
         terms: Callable[..., tuple[torch.Tensor, ...]],
     ) -> tuple[torch.Tensor, ...]:
         needs_gradient = ctx.needs_input_grad[0]
@@ -125,7 +130,7 @@ class _ChunkedHeadLoss(torch.autograd.Function):
                 logits = compute_logits(features)
             p, top_p, top_v = target.probs[part], target.top_probs[part], target.top_tokens[part]
             z = logits.detach().float()
-            *row, gradient_z = terms(z, labels[part], p, top_p, top_v, weights, hit_top_k)
+            *row, gradient_z = terms(z, labels[part], p, top_p, top_v, weights, hit_top_k, hard_labels)
             rows.append(row)
             if gradient is not None:
                 (gradient[part],) = torch.autograd.grad(logits, features, gradient_z.to(logits.dtype))
@@ -139,7 +144,7 @@ class _ChunkedHeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (grad_loss.unsqueeze(-1) * gradient).to(gradient.dtype), *(None,) * 7
+        return (grad_loss.unsqueeze(-1) * gradient).to(gradient.dtype), *(None,) * 8
 
 
 def terms_and_gradient(
@@ -150,17 +155,21 @@ def terms_and_gradient(
     top_tokens: torch.Tensor,
     weights: tuple[float, float],
     hit_top_k: int,
+    hard_labels: bool = False,
 ) -> tuple[torch.Tensor, ...]:
     """The two terms, the two indicators and the gradient with respect to the logits `z` (module docstring)."""
     lse = z.logsumexp(dim=-1)
     top_mass = top_p.sum(dim=-1)
-    cross_entropy = lse - (p * z).sum(dim=-1)
+    has_token = (labels >= 0).float() if hard_labels else torch.ones_like(lse)
+    if hard_labels:
+        p = torch.zeros_like(z).scatter_(-1, labels.clamp(min=0).unsqueeze(-1), has_token.unsqueeze(-1))
+    cross_entropy = has_token * lse - (p * z).sum(dim=-1)
     top_cross_entropy = top_mass * lse - (top_p * z.gather(-1, top_tokens)).sum(dim=-1)
     is_hit = top_k_hit(z, labels, hit_top_k)
     is_agreed = z.argmax(dim=-1) == top_tokens[:, 0]
 
     a, b = weights
-    gradient = (z - lse.unsqueeze(-1)).exp() * (a + b * top_mass).unsqueeze(-1) - a * p
+    gradient = (z - lse.unsqueeze(-1)).exp() * (a * has_token + b * top_mass).unsqueeze(-1) - a * p
     gradient = gradient.scatter_add(-1, top_tokens, -b * top_p)
     return cross_entropy, top_cross_entropy, is_hit, is_agreed, gradient
 

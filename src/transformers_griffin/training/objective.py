@@ -81,11 +81,12 @@ def multi_pass_objective(
             weights=(args.token_loss_weight, args.top_token_loss_weight),
             hit_top_k=args.alignment_top_k or 1,
             chunk_size=args.head_chunk_size,
+            hard_labels=args.token_labels == "hard",
             terms=head_terms,
         )
         is_hit = _put(head.is_hit, rows, batch.loss_mask)
         mask = batch.loss_mask
-        if args.alignment_top_k is not None:
+        if args.alignment_top_k:
             mask = mask & alignment_mask(gate, is_hit, args.alignment)
         results.append(_result(output, head, batch, mask, rows, is_hit, args.feature_loss_weight))
 
