@@ -23,6 +23,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from transformers_griffin import GriffinDraftModel
 from transformers_griffin.training import GriffinTrainer, GriffinTrainingArguments
+from transformers_griffin.training.arguments import OBJECTIVES
+from transformers_griffin.training.losses import ALIGNMENTS
 
 
 def main(args: argparse.Namespace) -> None:
@@ -51,9 +53,11 @@ def main(args: argparse.Namespace) -> None:
 def training_arguments(args: argparse.Namespace) -> GriffinTrainingArguments:
     return GriffinTrainingArguments(
         output_dir=str(args.output_dir),
+        objective=args.objective,
         num_passes=args.num_passes,
         num_passes_schedule=args.num_passes_schedule,
         alignment_top_k=args.alignment_top_k,
+        alignment=args.alignment,
         feature_loss_weight=args.feature_loss_weight,
         token_loss_weight=args.token_loss_weight,
         top_token_loss_weight=args.top_token_loss_weight,
@@ -126,18 +130,20 @@ def make_optimizer(
     return MuonWithAdamW(owner, lr=args.learning_rate, weight_decay=0.1)
 
 
-def parse_args() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target_dir", type=Path, default=Path("runs/mini_pair/target/final"))
     parser.add_argument("--data_dir", type=Path, default=Path("runs/mini_pair"))
     parser.add_argument("--output_dir", type=Path, default=Path("runs/mini_pair/draft"))
     parser.add_argument("--intermediate_size", type=int, default=640)
-    parser.add_argument("--num_passes", type=int, default=3)
-    parser.add_argument("--num_passes_schedule", type=float, nargs="*", default=[0.4, 0.65])
-    parser.add_argument("--alignment_top_k", type=int, default=3, help="0 for no mask")
+    parser.add_argument("--objective", choices=[*OBJECTIVES], default="griffin")
+    parser.add_argument("--num_passes", type=int, help="the objective's when not given, as all options below")
+    parser.add_argument("--num_passes_schedule", type=float, nargs="*")
+    parser.add_argument("--alignment_top_k", type=int, help="0 for no mask")
+    parser.add_argument("--alignment", choices=ALIGNMENTS, default="released")
+    parser.add_argument("--token_loss_weight", type=float)
+    parser.add_argument("--top_token_loss_weight", type=float)
     parser.add_argument("--feature_loss_weight", type=float, default=1.0)
-    parser.add_argument("--token_loss_weight", type=float, default=0.1)
-    parser.add_argument("--top_token_loss_weight", type=float, default=0.5)
     parser.add_argument("--feature_noise", type=float, default=0.2)
     parser.add_argument("--loss_on", choices=["all", "assistant"], default="all", help="tokens of packed blocks")
     parser.add_argument("--batch_size", type=int, default=8, help="blocks per process and step")
@@ -150,8 +156,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--eval_blocks", type=int, default=64)
     parser.add_argument("--torch_compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(make_parser().parse_args())

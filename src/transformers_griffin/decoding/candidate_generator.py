@@ -120,7 +120,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
         Effects: the draft's cache grows by the new pairs.
         """
         predict, regress = self._read_verified(tokens, features, padding_mask, token_embeds)
-        pool = self._grow(predict, regress, tokens.device)
+        pool = self.grow(predict, regress, tokens.device)
         return build_tree(tokens[:, -1:], pool, self.num_nodes, self.depth)
 
     def _read_verified(
@@ -171,8 +171,15 @@ class GriffinCandidateGenerator(CandidateGenerator):
         new = padding_mask if padding_mask is not None else torch.ones(batch_size, num_new)
         self.padding_mask = torch.cat((seen.to(device), new.to(device)), dim=1).long()
 
-    def _grow(self, predict: torch.Tensor, regress: torch.Tensor, pool_device: torch.device) -> CandidatePool:
-        """Passes 2 to `depth`: one level of the tree each; the cache is left as it was found."""
+    def grow(self, predict: torch.Tensor, regress: torch.Tensor, pool_device: torch.device) -> CandidatePool:
+        """
+        Passes 2 to `depth`: one level of the tree each; the cache is left as it was found.
+
+        Args:
+            predict (`torch.Tensor` of shape `(batch_size, 1, hidden_size)`): of the pass that read the root.
+            regress (`torch.Tensor` of shape `(batch_size, 1, hidden_size)`): of the same.
+            pool_device (`torch.device`): where the candidates go.
+        """
         batch_size, k = predict.shape[0], self.top_k
         num_verified, device = self.cache.get_seq_length(), self.draft.device
         position_ids = self.next_position.expand(-1, k)

@@ -46,7 +46,7 @@ class GriffinTrainingArguments(TrainingArguments):
         },
     )
     num_passes_schedule: list[float] = field(
-        default=None,  # type: ignore[assignment]  # equal parts
+        default=None,  # type: ignore[arg-type]  # equal parts
         metadata={
             "help": "For pass 2, 3, ...: the fraction of all steps after which it joins. Equal parts when not given, "
             "like the paper's runs, each of which starts from the one before: `0.333 0.667` with three passes. `0 0` "

@@ -23,7 +23,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 Row = Mapping[str, Any]
-COLUMNS = ("messages", "text", "input_ids", "loss_mask")
+COLUMNS = ("messages", "text", "input_ids", "loss_mask", "documents", "features")
 
 
 def tokenize_row(
