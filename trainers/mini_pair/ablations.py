@@ -68,6 +68,10 @@ ROWS: dict[str, tuple[dict, dict]] = {
     "fusion_by_fused": ({"fusion_secondary_input": "fused"}, {}),
     "without_fusion": (CONCAT, {}),
     "without_dual_head": (SINGLE, {}),
+    "hass_wide": (
+        CONCAT | SINGLE | {"intermediate_size": 904},
+        {"objective": "hass"},
+    ),  # as many parameters as griffin
     "mask_consumed": ({}, {"alignment": "consumed"}),
     "mask_paper": ({}, {"alignment": "paper"}),
 }
@@ -160,7 +164,7 @@ def train_row(
     )
     vars(recipe).update(output_dir=args.output_dir / "trainer" / f"{row}-seed{seed}", **settings)
     set_seed(seed)
-    draft = GriffinDraftModel.from_target(target, intermediate_size=args.intermediate_size, **config)
+    draft = GriffinDraftModel.from_target(target, **({"intermediate_size": args.intermediate_size} | config))
     draft.set_attn_implementation("eager")
     arguments = training_arguments(recipe)
     arguments.set_save("no")
