@@ -6,7 +6,7 @@ from torch import nn
 
 from conftest import tiny_llama
 from transformers_griffin import GriffinDraftModel
-from transformers_griffin.training.head_loss import head_loss, target_distribution
+from transformers_griffin.training.head_loss import HeadSettings, head_loss
 from transformers_griffin.training.losses import (
     alignment_gate,
     alignment_mask,
@@ -71,43 +71,45 @@ def test_delay_moves_one_position_later():
     assert delay(torch.tensor([[1, 2, 3]]), torch.tensor([[9, 8, 7]])).tolist() == [[9, 1, 2]]
 
 
-@pytest.mark.parametrize("chunk_size", [1, 5, 64])
+@pytest.mark.parametrize("chunk_size", [1, 9, 64])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("hard_labels", [False, True])
 def test_the_chunked_head_has_the_values_and_gradients_of_the_plain_functions(hard_labels, chunk_size, softcap):
+    """Two passes; a chunk of 9 rows of logits holds 3 positions (two of the draft and one of the target each)."""
     draft = GriffinDraftModel.from_target(tiny_llama())
     draft.__dict__["_logit_softcap"] = softcap
     torch.manual_seed(1)
-    predict, next_features = 3 * torch.randn(17, 32), 3 * torch.randn(17, 32)
-    labels, scale = torch.randint(-1, 61, (17,)), torch.rand(17)
+    predicts, next_features = 3 * torch.randn(2, 17, 32), 3 * torch.randn(17, 32)
+    labels, scale = torch.randint(-1, 61, (17,)), torch.rand(2, 17)
 
-    plain = predict.clone().requires_grad_()
+    plain = predicts.clone().requires_grad_()
     logits, target_logits = draft.compute_logits(plain), draft.compute_logits(next_features)
     if hard_labels:
-        cross_entropy = nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+        cross_entropy = torch.stack(
+            [nn.functional.cross_entropy(z, labels, ignore_index=-1, reduction="none") for z in logits]
+        )
     else:
-        cross_entropy = soft_cross_entropy(logits, target_logits)
-    top_cross_entropy = top_token_cross_entropy(logits, target_logits, top_k=4)
+        cross_entropy = torch.stack([soft_cross_entropy(z, target_logits) for z in logits])
+    top_cross_entropy = torch.stack([top_token_cross_entropy(z, target_logits, top_k=4) for z in logits])
     ((0.1 * cross_entropy + 0.5 * top_cross_entropy) * scale).sum().backward()
 
-    chunked = predict.clone().requires_grad_()
-    target = target_distribution(draft.compute_logits, next_features, top_k=4, chunk_size=chunk_size)
-    settings = {"hit_top_k": 3, "chunk_size": chunk_size, "hard_labels": hard_labels}
-    found = head_loss(chunked, labels, target, draft.compute_logits, (0.1, 0.5), **settings)
+    chunked = predicts.clone().requires_grad_()
+    settings = HeadSettings((0.1, 0.5), top_k=4, hit_top_k=3, chunk_size=chunk_size, hard_labels=hard_labels)
+    found = head_loss(chunked, next_features, labels, draft.compute_logits, settings)
     (found.loss * scale).sum().backward()
 
     torch.testing.assert_close(found.cross_entropy, cross_entropy.detach())
     torch.testing.assert_close(found.top_cross_entropy, top_cross_entropy.detach())
     torch.testing.assert_close(chunked.grad, plain.grad)
-    assert torch.equal(found.is_hit, top_k_hit(logits, labels, 3))
+    assert torch.equal(found.is_hit, torch.stack([top_k_hit(z, labels, 3) for z in logits]))
     assert torch.equal(found.is_agreed, logits.argmax(-1) == target_logits.argmax(-1))
 
 
 def test_no_rows_have_no_loss_and_no_gradient():
     draft = GriffinDraftModel.from_target(tiny_llama())
-    predict = torch.empty(0, 32, requires_grad=True)
-    target = target_distribution(draft.compute_logits, predict, top_k=4, chunk_size=8)
-    found = head_loss(predict, torch.empty(0, dtype=torch.long), target, draft.compute_logits, (1.0, 1.0), 3, 8)
+    predicts = torch.empty(2, 0, 32, requires_grad=True)
+    settings = HeadSettings((1.0, 1.0), top_k=4, hit_top_k=3, chunk_size=8)
+    found = head_loss(predicts, torch.empty(0, 32), torch.empty(0, dtype=torch.long), draft.compute_logits, settings)
     found.loss.sum().backward()
-    assert found.loss.shape == (0,)
-    assert predict.grad.shape == (0, 32)
+    assert found.loss.shape == (2, 0)
+    assert predicts.grad.shape == (2, 0, 32)

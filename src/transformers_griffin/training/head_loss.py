@@ -1,10 +1,10 @@
 """
-Token losses through the frozen LM head, a few hundred rows at a time.
+Token losses of all passes through the frozen LM head, a few hundred rows of logits at a time.
 
-The logits of a batch are the largest tensor of the training, and nothing needs them whole: the head is frozen, so the
-gradient of the loss with respect to predict can be computed together with the loss, and then only that (one row of
-width d a position) is kept for the backward pass. The target's distribution is the same in every pass and is computed
-once a batch ([`TargetDistribution`]).
+The logits of a batch would be the largest tensors of the training, and nothing needs them whole: the head is frozen,
+so the gradient of the loss with respect to predict can be computed together with the loss, and then only that (one
+row of width d a position) is kept for the backward pass. Passes are connected by regress features alone, so the head
+comes after all of them, and a chunk of positions reads the target's logits once for every pass.
 
 With z the draft's logits, q = softmax(z), p the target's distribution, T its top tokens, P_T = sum_{v in T} p_v and
 the weights a, b of the two terms::
@@ -14,7 +14,7 @@ the weights a, b of the two terms::
 
 With hard labels the first term reads the data's token instead of p, where there is one.
 
-Notation for shapes: `n_rows` positions whose logits are wanted; d = `hidden_size`; `vocab_size`.
+Notation for shapes: `num_passes`; `n_rows` positions whose logits are wanted; d = `hidden_size`; `vocab_size`.
 
 Next: `multi_pass.py`.
 """
@@ -32,110 +32,92 @@ ComputeLogits = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class TargetDistribution:
-    """What the target predicts at the wanted positions; see [`target_distribution`]."""
+class HeadSettings:
+    """What the token losses are made of."""
 
-    probs: torch.Tensor  # (n_rows, vocab_size): p
-    top_probs: torch.Tensor  # (n_rows, top_k): its largest entries, float32, descending
-    top_tokens: torch.Tensor  # (n_rows, top_k): and whose they are
+    weights: tuple[float, float]  # of the full and the top-token cross-entropy
+    top_k: int  # the target's most likely tokens that the second term reads
+    hit_top_k: int  # k of the hits
+    chunk_size: int  # rows of logits, of the draft and of the target, that exist at the same time
+    hard_labels: bool = False  # whether the full cross-entropy is against the data's token
+    terms: Callable[..., tuple[torch.Tensor, ...]] | None = None  # a compiled [`terms_and_gradient`]
 
 
 class HeadLoss(NamedTuple):
-    """What [`head_loss`] returns, each of shape `(n_rows,)`."""
+    """What [`head_loss`] returns, each of shape `(num_passes, n_rows)`."""
 
     loss: torch.Tensor  # weighted sum of the two terms; the only differentiable one
-    cross_entropy: torch.Tensor  # against the target's distribution
-    top_cross_entropy: torch.Tensor  # the part of its top tokens
+    cross_entropy: torch.Tensor  # the full term
+    top_cross_entropy: torch.Tensor  # the part of the target's top tokens
     is_hit: torch.Tensor  # the data's token is among the draft's top k
     is_agreed: torch.Tensor  # draft and target have the same most likely token
 
 
-@torch.no_grad()
-def target_distribution(
-    compute_logits: ComputeLogits, next_features: torch.Tensor, top_k: int, chunk_size: int
-) -> TargetDistribution:
-    """
-    Reads the target's features with its own LM head.
-
-    Args:
-        compute_logits (`Callable`): [`GriffinDraftModel.compute_logits`].
-        next_features (`torch.Tensor` of shape `(n_rows, hidden_size)`): F_{t+1}.
-        top_k (`int`): number of top tokens.
-        chunk_size (`int`): rows whose logits exist at the same time.
-    """
-    probs, top_probs, top_tokens = [], [], []
-    for features in next_features.split(chunk_size):
-        logits = compute_logits(features)
-        p = logits.float().softmax(dim=-1)
-        values, tokens = p.topk(top_k, dim=-1)
-        probs.append(p.to(logits.dtype))
-        top_probs.append(values)
-        top_tokens.append(tokens)
-    return TargetDistribution(torch.cat(probs), torch.cat(top_probs), torch.cat(top_tokens))
-
-
 def head_loss(
-    predict: torch.Tensor,
+    predicts: torch.Tensor,
+    next_features: torch.Tensor,
     labels: torch.Tensor,
-    target: TargetDistribution,
     compute_logits: ComputeLogits,
-    weights: tuple[float, float],
-    hit_top_k: int,
-    chunk_size: int,
-    hard_labels: bool = False,
-    terms: Callable[..., tuple[torch.Tensor, ...]] | None = None,
+    settings: HeadSettings,
 ) -> HeadLoss:
     """
-    Cross-entropy terms of `predict`, row by row, differentiable in `predict` only.
+    Cross-entropy terms of every pass, row by row, differentiable in `predicts` only.
 
     Args:
-        predict (`torch.Tensor` of shape `(n_rows, hidden_size)`): predict features.
+        predicts (`torch.Tensor` of shape `(num_passes, n_rows, hidden_size)`): predict features of the passes.
+        next_features (`torch.Tensor` of shape `(n_rows, hidden_size)`): F_{t+1}, whose logits are the target's.
         labels (`torch.LongTensor` of shape `(n_rows,)`): the data's tokens x_{t+2}; negative where there is none.
-        target ([`TargetDistribution`]): of the same rows.
         compute_logits (`Callable`): [`GriffinDraftModel.compute_logits`]; its parameters get no gradient.
-        weights (`tuple[float, float]`): of the full and the top-token cross-entropy.
-        hit_top_k (`int`): k of the hits.
-        chunk_size (`int`): rows whose logits exist at the same time.
-        hard_labels (`bool`, defaults to `False`): whether the full cross-entropy is against `labels`.
-        terms (`Callable`, *optional*): [`terms_and_gradient`], possibly compiled.
+        settings ([`HeadSettings`]): weights and sizes.
 
     Returns:
         [`HeadLoss`].
     """
-    settings = (weights, hit_top_k, chunk_size, hard_labels, terms or terms_and_gradient)
-    return HeadLoss(*_ChunkedHeadLoss.apply(predict, labels, target, compute_logits, *settings))
+    return HeadLoss(*_ChunkedHeadLoss.apply(predicts, next_features, labels, compute_logits, settings))
 
 
 class _ChunkedHeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        predict: torch.Tensor,
+        predicts: torch.Tensor,
+        next_features: torch.Tensor,
         labels: torch.Tensor,
-        target: TargetDistribution,
         compute_logits: ComputeLogits,
-        weights: tuple[float, float],
-        hit_top_k: int,
-        chunk_size: int,
-        hard_labels: bool,
-        terms: Callable[..., tuple[torch.Tensor, ...]],
+        settings: HeadSettings,
     ) -> tuple[torch.Tensor, ...]:
+        terms = settings.terms or terms_and_gradient
         needs_gradient = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(predict) if needs_gradient else None
-        rows = []
-        for start in range(0, max(1, predict.shape[0]), chunk_size):
-            part = slice(start, start + chunk_size)
+        gradient = torch.empty_like(predicts) if needs_gradient else None
+        num_positions = max(1, settings.chunk_size // (len(predicts) + 1))
+        chunks = []
+        for start in range(0, max(1, len(labels)), num_positions):
+            part = slice(start, start + num_positions)
+            p = compute_logits(next_features[part]).float().softmax(dim=-1)
+            top_p, top_tokens = p.topk(settings.top_k, dim=-1)
             with torch.set_grad_enabled(needs_gradient):
-                features = predict[part].detach().requires_grad_(needs_gradient)
+                features = predicts[:, part].detach().requires_grad_(needs_gradient)
                 logits = compute_logits(features)
-            p, top_p, top_v = target.probs[part], target.top_probs[part], target.top_tokens[part]
-            z = logits.detach().float()
-            *row, gradient_z = terms(z, labels[part], p, top_p, top_v, weights, hit_top_k, hard_labels)
-            rows.append(row)
+            rows, gradients = [], []
+            for z in logits.detach():
+                *row, gradient_z = terms(
+                    z.float(),
+                    labels[part],
+                    p,
+                    top_p,
+                    top_tokens,
+                    settings.weights,
+                    settings.hit_top_k,
+                    settings.hard_labels,
+                )
+                rows.append(row)
+                gradients.append(gradient_z.to(logits.dtype))
+            chunks.append([torch.stack(column) for column in zip(*rows, strict=True)])
             if gradient is not None:
-                (gradient[part],) = torch.autograd.grad(logits, features, gradient_z.to(logits.dtype))
-        cross_entropy, top_cross_entropy, is_hit, is_agreed = (torch.cat(column) for column in zip(*rows, strict=True))
-        loss = weights[0] * cross_entropy + weights[1] * top_cross_entropy
+                (gradient[:, part],) = torch.autograd.grad(logits, features, torch.stack(gradients))
+        columns = [torch.cat(column, dim=1) for column in zip(*chunks, strict=True)]
+        cross_entropy, top_cross_entropy, is_hit, is_agreed = columns
+        loss = settings.weights[0] * cross_entropy + settings.weights[1] * top_cross_entropy
         if gradient is not None:
             ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(cross_entropy, top_cross_entropy, is_hit, is_agreed)
@@ -144,7 +126,7 @@ class _ChunkedHeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (grad_loss.unsqueeze(-1) * gradient).to(gradient.dtype), *(None,) * 8
+        return (grad_loss.unsqueeze(-1) * gradient).to(gradient.dtype), *(None,) * 4
 
 
 def terms_and_gradient(
@@ -174,4 +156,4 @@ def terms_and_gradient(
     return cross_entropy, top_cross_entropy, is_hit, is_agreed, gradient
 
 
-__all__ = ["HeadLoss", "TargetDistribution", "head_loss", "target_distribution", "terms_and_gradient"]
+__all__ = ["HeadLoss", "HeadSettings", "head_loss", "terms_and_gradient"]

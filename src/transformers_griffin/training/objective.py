@@ -20,7 +20,7 @@ from torch import nn
 from ..modeling_griffin import GriffinDraftModel
 from .arguments import GriffinTrainingArguments
 from .features import DraftBatch
-from .head_loss import HeadLoss, head_loss, target_distribution
+from .head_loss import HeadLoss, HeadSettings, head_loss
 from .losses import alignment_gate, alignment_mask, feature_distance, masked_mean
 from .multi_pass import PassOutput, StreamStates, next_stream, run_pass
 
@@ -61,40 +61,71 @@ def multi_pass_objective(
     Returns:
         `list[PassResult]`: one a pass. The loss of the step is the sum of theirs, and one backward serves all.
     """
+    outputs = run_passes(draft, batch, num_passes)
     rows = wanted_rows(batch.loss_mask, num_passes)
-    target = target_distribution(
-        draft.compute_logits, _take(batch.next_features, rows), args.top_token_loss_k, args.head_chunk_size
-    )
-    token_embeds = draft.embed_tokens(batch.input_ids)
-    stream = batch.features
-    states: tuple[StreamStates, ...] = ()
-    gate = torch.ones_like(batch.loss_mask)
-
-    results: list[PassResult] = []
-    for _ in range(num_passes):
-        output = run_pass(draft, token_embeds, stream, states, batch.documents)
-        head = head_loss(
-            _take(output.predict, rows),
-            _take(batch.labels, rows),
-            target,
-            draft.compute_logits,
+    head = head_loss(
+        torch.stack([_take(output.predict, rows) for output in outputs]),
+        _take(batch.next_features, rows),
+        _take(batch.labels, rows),
+        draft.compute_logits,
+        HeadSettings(
             weights=(args.token_loss_weight, args.top_token_loss_weight),
+            top_k=args.top_token_loss_k,
             hit_top_k=args.alignment_top_k or 1,
             chunk_size=args.head_chunk_size,
             hard_labels=args.token_labels == "hard",
             terms=head_terms,
-        )
-        is_hit = _put(head.is_hit, rows, batch.loss_mask)
-        mask = batch.loss_mask
-        if args.alignment_top_k:
-            mask = mask & alignment_mask(gate, is_hit, args.alignment)
-        results.append(_result(output, head, batch, mask, rows, is_hit, args.feature_loss_weight))
+        ),
+    )
+    is_hit = torch.stack([_put(hit, rows, batch.loss_mask) for hit in head.is_hit])
+    masks = alignment_masks(is_hit, batch, args)
+    return [
+        _result(output, HeadLoss(*columns), batch, mask, rows, hit, args.feature_loss_weight)
+        for output, columns, mask, hit in zip(outputs, zip(*head, strict=True), masks, is_hit, strict=True)
+    ]
 
+
+def run_passes(draft: GriffinDraftModel, batch: DraftBatch, num_passes: int) -> list[PassOutput]:
+    """
+    The passes of a training step, each over the stream that the one before leaves behind.
+
+    Args:
+        draft ([`GriffinDraftModel`]): bound to the target.
+        batch ([`DraftBatch`]): tokens and features in the draft's pairing.
+        num_passes (`int`): N.
+    """
+    token_embeds = draft.embed_tokens(batch.input_ids)
+    stream = batch.features
+    states: tuple[StreamStates, ...] = ()
+    outputs: list[PassOutput] = []
+    for _ in range(num_passes):
+        output = run_pass(draft, token_embeds, stream, states, batch.documents)
         stream, states = next_stream(output.regress, batch.features, batch.key_mask), output.states
-        gate = alignment_gate(gate, is_hit)
+        outputs.append(output)
+    return outputs
+
+
+def alignment_masks(is_hit: torch.Tensor, batch: DraftBatch, args: GriffinTrainingArguments) -> list[torch.Tensor]:
+    """
+    The positions that every pass learns from.
+
+    Args:
+        is_hit (`torch.BoolTensor` of shape `(num_passes, batch_size, seq_len)`): hits of every pass.
+        batch ([`DraftBatch`]): its loss mask and documents.
+        args ([`GriffinTrainingArguments`]): `alignment_top_k` (0 for no mask) and `alignment`.
+
+    Returns:
+        `list[torch.BoolTensor]`: a mask of shape `(batch_size, seq_len)` for every pass.
+    """
+    if not args.alignment_top_k:
+        return [batch.loss_mask] * len(is_hit)
+    gate, masks = torch.ones_like(batch.loss_mask), []
+    for hit in is_hit:
+        masks.append(batch.loss_mask & alignment_mask(gate, hit, args.alignment))
+        gate = alignment_gate(gate, hit)
         if batch.key_mask is not None:
             gate = gate | ~batch.key_mask  # nothing was drafted there, so nothing was missed
-    return results
+    return masks
 
 
 def wanted_rows(loss_mask: torch.Tensor, num_passes: int) -> torch.Tensor:
