@@ -8,11 +8,12 @@ up; they are not averaged.
 
 Notation for shapes: `batch_size`; `seq_len` positions; `n_rows` positions whose logits are wanted.
 
-Next: `trainer.py`.
+Next: `finite.py`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -69,10 +70,11 @@ def multi_pass_objective(
     stream = batch.features
     states: tuple[StreamStates, ...] = ()
     gate = torch.ones_like(batch.loss_mask)
+    one_pass = _checkpointed(run_pass, draft)
 
     results: list[PassResult] = []
     for _ in range(num_passes):
-        output = run_pass(draft, token_embeds, stream, states, batch.documents)
+        output = one_pass(draft, token_embeds, stream, states, batch.documents)
         head = head_loss(
             _take(output.predict, rows),
             _take(batch.labels, rows),
@@ -94,6 +96,14 @@ def multi_pass_objective(
         if batch.key_mask is not None:
             gate = gate | ~batch.key_mask  # nothing was drafted there, so nothing was missed
     return results
+
+
+def _checkpointed(function: Callable[..., PassOutput], draft: GriffinDraftModel) -> Callable[..., PassOutput]:
+    """`function`, computed again in the backward pass where the draft checkpoints its activations."""
+    # The layers of a deep draft do this themselves, where they are called.
+    if draft.gradient_checkpointing and draft.training and draft.config.num_hidden_layers == 1:
+        return partial(draft._gradient_checkpointing_func, function)
+    return function
 
 
 def wanted_rows(loss_mask: torch.Tensor, num_passes: int) -> torch.Tensor:
