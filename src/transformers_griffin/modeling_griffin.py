@@ -254,9 +254,12 @@ class GriffinDraftModel(PreTrainedModel):
         """Whether the draft has met a target."""
         return self._target_embedding is not None
 
-    def get_input_embeddings(self) -> nn.Module | None:  # type: ignore[override]  # a draft owns none
-        """The borrowed embedding; None before the draft has met a target."""
-        return self._target_embedding
+    def get_input_embeddings(self) -> None:  # type: ignore[override]  # a draft owns none
+        """None: who asks (FSDP, PEFT, NEFTune) would shard, train or change the target's."""
+        return None
+
+    def enable_input_require_grads(self) -> None:
+        """Nothing to do: PEFT and activation checkpointing ask for it, but a draft has no embedding to begin at."""
 
     def embed_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The target's embeddings of `input_ids` (any shape), on the draft's device and in its dtype."""

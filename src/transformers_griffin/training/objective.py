@@ -8,11 +8,12 @@ up; they are not averaged.
 
 Notation for shapes: `batch_size`; `seq_len` positions; `n_rows` positions whose logits are wanted.
 
-Next: `trainer.py`.
+Next: `finite.py`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -97,9 +98,10 @@ def run_passes(draft: GriffinDraftModel, batch: DraftBatch, num_passes: int) -> 
     token_embeds = draft.embed_tokens(batch.input_ids)
     stream = batch.features
     states: tuple[StreamStates, ...] = ()
+    one_pass = _checkpointed(run_pass, draft)
     outputs: list[PassOutput] = []
     for _ in range(num_passes):
-        output = run_pass(draft, token_embeds, stream, states, batch.documents)
+        output = one_pass(draft, token_embeds, stream, states, batch.documents)
         stream, states = next_stream(output.regress, batch.features, batch.key_mask), output.states
         outputs.append(output)
     return outputs
@@ -126,6 +128,14 @@ def alignment_masks(is_hit: torch.Tensor, batch: DraftBatch, args: GriffinTraini
         if batch.key_mask is not None:
             gate = gate | ~batch.key_mask  # nothing was drafted there, so nothing was missed
     return masks
+
+
+def _checkpointed(function: Callable[..., PassOutput], draft: GriffinDraftModel) -> Callable[..., PassOutput]:
+    """`function`, computed again in the backward pass where the draft checkpoints its activations."""
+    # The layers of a deep draft do this themselves, where they are called.
+    if draft.gradient_checkpointing and draft.training and draft.config.num_hidden_layers == 1:
+        return partial(draft._gradient_checkpointing_func, function)
+    return function
 
 
 def wanted_rows(loss_mask: torch.Tensor, num_passes: int) -> torch.Tensor:

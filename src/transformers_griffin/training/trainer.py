@@ -9,13 +9,19 @@ What differs from [`~transformers.Trainer`]:
   processes: 8 batches of 1 train like 1 batch of 8. (Exact while the alignment masks keep the same share everywhere;
   they are known only after the passes.)
 - `evaluate()` and the training log report every pass: its losses, accuracy, hit rate and share of positions kept.
+  `extra_metrics` add to `evaluate()` whatever `metric_for_best_model`, callbacks and `report_to` are to see;
+- a loss that is not finite stops the training before it changes a weight, and names the samples (`finite.py`);
+- a checkpoint whose writing was interrupted is never resumed from (`checkpoints.py`).
 
-Only the draft is trained, wrapped and saved.
+Only the draft is trained, wrapped and saved. It may be a PEFT model around a [`GriffinDraftModel`]. FSDP2 shards it as
+one unit: a draft has one layer, and the passes call the parts of this layer, not the layer.
 
 Next: `hub/`.
 """
 
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,12 +29,14 @@ import torch
 from accelerate.utils import compile_regions, is_compiled_module
 from torch import nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, unwrap_peft_model
 
 from ..modeling_griffin import GriffinDraftModel
 from .arguments import GriffinTrainingArguments
+from .checkpoints import check_resumable, last_complete_checkpoint, mark_incomplete
 from .data import COLUMNS, GriffinDataCollator
 from .features import add_feature_noise, draft_batch, position_mask
+from .finite import finite_rows, non_finite_error
 from .head_loss import terms_and_gradient
 from .multi_pass import check_passes
 from .objective import COUNTS, PassResult, mean_counts, multi_pass_objective
@@ -39,10 +47,13 @@ class GriffinTrainer(Trainer):
     Trains a draft for a target.
 
     Args:
-        model ([`GriffinDraftModel`]): the draft.
+        model ([`GriffinDraftModel`] or [`~peft.PeftModel`]): the draft, or adapters on a draft.
         target ([`~transformers.PreTrainedModel`]): the model it drafts for.
         args ([`GriffinTrainingArguments`], *optional*): see there.
         data_collator (`Callable`, *optional*): a [`GriffinDataCollator`] by default.
+        extra_metrics (`Sequence[Callable]`, defaults to none): functions of the trainer that return
+            `dict[str, float]`. `evaluate()` calls them on every process, with the draft in evaluation mode, and adds
+            what they return under `eval_<name>`: one that returns `{"tau": ...}` serves `metric_for_best_model="tau"`.
         kwargs: further arguments of [`~transformers.Trainer`], for example `train_dataset` with rows of `messages`,
             `text` or `input_ids`, and `processing_class`, the target's tokenizer.
 
@@ -51,8 +62,8 @@ class GriffinTrainer(Trainer):
         it is spread over devices or quantised, in which case it stays where it is).
 
     Raises:
-        ValueError: if the draft does not fit the target, or has several layers and is to be trained with several
-            passes.
+        ValueError: if the model is no draft, the draft does not fit the target, or it has several layers and is to be
+            trained with several passes.
 
     Example:
 
@@ -68,14 +79,21 @@ class GriffinTrainer(Trainer):
 
     def __init__(
         self,
-        model: GriffinDraftModel,
+        model: GriffinDraftModel | nn.Module,
         target: PreTrainedModel,
         args: GriffinTrainingArguments | None = None,
         data_collator: Callable[..., dict[str, torch.Tensor]] | None = None,
+        extra_metrics: Sequence[Callable[["GriffinTrainer"], dict[str, float]]] = (),
         **kwargs: Any,
     ):
         args = GriffinTrainingArguments(output_dir="griffin_draft") if args is None else args
-        check_passes(model, args.num_passes)
+        draft = unwrap_peft_model(model)
+        if not isinstance(draft, GriffinDraftModel):
+            raise ValueError(
+                f"`model` is a {type(draft).__name__}, but must be a GriffinDraftModel or a PEFT model around one. "
+                "Make a fresh draft with `GriffinDraftModel.from_target(target)`."
+            )
+        check_passes(draft, args.num_passes)
         if data_collator is None:
             data_collator = GriffinDataCollator(
                 tokenizer=kwargs.get("processing_class"),
@@ -85,7 +103,10 @@ class GriffinTrainer(Trainer):
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         # The loss is already normalised over the whole optimizer step (see `compute_loss`).
         self.loss_is_scaled_for_ga = True
-        self.draft = model
+        self.extra_metrics = extra_metrics
+        if self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin.auto_wrap_policy = None
+        self.draft = draft
         self.target = self._freeze(target)
         self.draft.bind(target)
         self._backbone: Callable[..., Any] = target.base_model
@@ -134,8 +155,7 @@ class GriffinTrainer(Trainer):
             The loss, or `(loss, list[PassResult])`.
         """
         with self.accelerator.autocast():
-            passes = _call_through(model, self.draft, self._passes, inputs)
-        loss = torch.stack([result.loss for result in passes]).sum()
+            loss, passes = _call_through(model, self.draft, self._loss_and_passes, inputs)
         self._count(passes)
         if num_items_in_batch is not None:
             positions = passes[0].counts[COUNTS.index("positions")]
@@ -144,7 +164,7 @@ class GriffinTrainer(Trainer):
             loss = loss * (num_averaged * positions / num_items_in_batch.clamp(min=1))
         return (loss, passes) if return_outputs else loss
 
-    def _passes(self, inputs: dict[str, torch.Tensor]) -> list[PassResult]:
+    def _loss_and_passes(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[PassResult]]:
         args, is_training = self.args, self.draft.training
         batch = draft_batch(
             self._backbone,
@@ -159,7 +179,10 @@ class GriffinTrainer(Trainer):
         if is_training:
             batch = replace(batch, features=add_feature_noise(batch.features, args.feature_noise, batch.key_mask))
             num_passes = args.num_passes_at(self.state.global_step, self.state.max_steps)
-        return multi_pass_objective(self.draft, batch, args, num_passes, self._head_terms)
+        passes = multi_pass_objective(self.draft, batch, args, num_passes, self._head_terms)
+        self._finite_rows = finite_rows(batch, passes)
+        # A tensor of its own, since data-parallel wrappers look for tensors, and do not look into a PassResult.
+        return torch.stack([result.loss for result in passes]).sum(), passes
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device
@@ -181,6 +204,22 @@ class GriffinTrainer(Trainer):
             total = self.accelerator.gather(total).sum()
         return total
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """The Trainer's step, which ends the training if the loss is not finite."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        # With this filter the Trainer itself waits for every loss right after this.
+        if self.args.logging_nan_inf_filter:
+            self._check_finite(loss, inputs)
+        return loss
+
+    def _check_finite(self, loss: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        if not torch.isfinite(loss):
+            raise non_finite_error(
+                loss, self.state.global_step, inputs["input_ids"], self._finite_rows, self.processing_class
+            )
+
     # ------------------------------------------------------------------ evaluation and log
 
     def prediction_step(
@@ -193,18 +232,27 @@ class GriffinTrainer(Trainer):
         """The loss of one evaluation batch; all `num_passes` passes, no noise."""
         with torch.no_grad():
             loss: torch.Tensor = self.compute_loss(model, self._prepare_inputs(inputs))
+        self._check_finite(loss, inputs)
         return loss, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """The Trainer's loop, with the metrics of every pass added."""
+        """The Trainer's loop, with the metrics of every pass and the extra metrics added."""
         self._counts["eval"] = self._no_counts()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        of_passes = {f"{metric_key_prefix}_{name}": value for name, value in self._pop("eval").items()}
-        return output._replace(metrics={**(output.metrics or {}), **of_passes})
+        added = self._pop("eval")
+        for extra in self.extra_metrics:
+            added.update(extra(self))
+        prefixed = {f"{metric_key_prefix}_{name}": value for name, value in added.items()}
+        return output._replace(metrics={**(output.metrics or {}), **prefixed})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs, with the metrics of every pass since the last training log."""
         if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise FloatingPointError(
+                    f"The loss is {logs['loss']} since the last log, at step {self.state.global_step}. Set "
+                    "`logging_nan_inf_filter=True` to stop before a weight is changed, and to have the samples named."
+                )
             logs.update(self._pop("train"))
         super().log(logs, start_time)
 
@@ -220,6 +268,50 @@ class GriffinTrainer(Trainer):
         counts = self.accelerator.reduce(self._counts[mode], reduction="sum").cpu()
         self._counts[mode] = self._no_counts()
         return mean_counts(counts[: int((counts[:, -1] > 0).sum())])
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """
+        Trains the draft, as [`~transformers.Trainer.train`] does.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): True continues from the last complete checkpoint.
+            args, kwargs: see there.
+
+        Raises:
+            ValueError: if the checkpoint is incomplete, or there is none that is complete.
+            FloatingPointError: if the loss becomes NaN or infinite.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self._get_output_dir(trial=None))
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"There is no complete checkpoint in {self.args.output_dir}. Call `train()` to start from the "
+                    "beginning, or give the path of a checkpoint."
+                )
+        elif resume_from_checkpoint:
+            check_resumable(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        checkpoint = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            mark_incomplete(checkpoint)
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            last = last_complete_checkpoint(self._get_output_dir(trial))
+            raise RuntimeError(
+                f"Writing the checkpoint {checkpoint} failed ({error}). Make sure that there is space on the disk and "
+                f"that it can be written to. The last complete checkpoint is {last}; "
+                "`train(resume_from_checkpoint=True)` continues from there."
+            ) from error
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The first process writes `trainer_state.json` next, which says that the checkpoint is complete.
+        self.accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------------ columns
 
