@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import rotate_half
 
 from ..modeling_griffin import GriffinDraftModel
@@ -183,7 +184,18 @@ def pass_attention(
     blocks = []
     for start in range(0, seq_len, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, seq_len)
-        blocks.append(_attend_block(grouped, verified, diagonals, documents, start, stop))
+        # Scores are computed again in the backward pass: they would be its largest tensors.
+        block = checkpoint(
+            _attend_block,
+            grouped[:, :, :, start:stop],
+            verified,
+            diagonals,
+            documents,
+            start,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        blocks.append(block)
     return torch.cat(blocks, dim=3).flatten(1, 2).transpose(1, 2).flatten(2)
 
 
@@ -197,15 +209,14 @@ def _diagonal(states: StreamStates, offset: int) -> StreamStates:
 
 
 def _attend_block(
-    grouped: torch.Tensor,
+    query: torch.Tensor,
     verified: StreamStates,
     diagonals: tuple[StreamStates, ...],
     documents: torch.Tensor | None,
     start: int,
-    stop: int,
 ) -> torch.Tensor:
-    """Rows `start` to `stop`; returns `(batch_size, num_kv_heads, groups, stop - start, head_dim)`."""
-    query = grouped[:, :, :, start:stop]
+    """Rows from `start` on; query and output have the shape `(batch_size, num_kv_heads, groups, block, head_dim)`."""
+    stop = start + query.shape[3]
     rows = query.shape[2:4]  # (groups, block): one matrix product for all queries of a key head
     scores = (query.flatten(2, 3) @ verified.keys[:, :, :stop].mT).unflatten(2, rows)
     diagonal_scores = [(query * states.keys[:, :, None, start:stop]).sum(dim=-1, keepdim=True) for states in diagonals]
