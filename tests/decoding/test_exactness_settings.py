@@ -238,7 +238,7 @@ def test_trees_go_to_eager_attention_where_the_target_has_no_sdpa(maskless_atten
     target = make_target(SINKS)
     target.set_attn_implementation(maskless_attention)
     cache = DynamicCache(config=target.config)
-    forward = TargetForward(target, target.generation_config, {"past_key_values": cache})
+    forward = TargetForward(target, target.generation_config, {"past_key_values": cache}, max_length=64)
     with forward.tree_attention():
         assert target.config._attn_implementation == "eager"
     assert target.config._attn_implementation == maskless_attention
