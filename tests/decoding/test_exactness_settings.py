@@ -176,7 +176,11 @@ def uncompiled_flex_attention(monkeypatch: pytest.MonkeyPatch) -> str:
     return "flex_attention"
 
 
-@each_kind_of_layers
+@pytest.mark.parametrize(
+    "architecture",
+    [WINDOW, pytest.param(FULL, marks=pytest.mark.slow), pytest.param(ALTERNATING, marks=pytest.mark.slow)],
+    ids=lambda a: a.name,
+)
 def test_flex_attention_is_exact(architecture: Architecture, uncompiled_flex_attention: str) -> None:
     plain = decode_plainly(architecture, SHORT, uncompiled_flex_attention)
     ours, _ = decode_with_noisy_oracle(plain, PAPER_TREE)
