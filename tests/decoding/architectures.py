@@ -50,6 +50,12 @@ LATENT = {
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
 }
+SHARED_CACHES = ALTERNATING | {
+    "head_dim": 8,
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCAB_SIZE,
+}
 GPT = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 512, "n_inner": 48}
 
 
@@ -61,6 +67,7 @@ class Architecture:
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
     mode: str = "tree"  # what its targets verify, "tree" or "chain"
+    takes_plain_cache: bool = True  # whether transformers decodes it with a `DynamicCache()` that has seen no config
     seed: int = 0  # of its weights; chosen where 0 gives a target that repeats one token
 
 
@@ -76,6 +83,12 @@ ARCHITECTURES = (
     Architecture("Gemma", "gemma", {"head_dim": 8}),
     Architecture("Gemma 2, soft caps, alternating windows", "gemma2", ALTERNATING | {"head_dim": 8}),
     Architecture("Gemma 3, alternating windows", "gemma3_text", ALTERNATING | {"head_dim": 8}),
+    Architecture(
+        "Gemma 3n, layers that share caches",
+        "gemma3n_text",
+        SHARED_CACHES | {"laurel_rank": 4, "altup_num_inputs": 2},
+    ),
+    Architecture("Gemma 4, layers that share caches", "gemma4_text", SHARED_CACHES | {"global_head_dim": 8}),
     Architecture("Phi", "phi"),
     Architecture("Phi-3, window", "phi3", WINDOW),
     Architecture("PhiMoE, window", "phimoe", MOE | WINDOW),
@@ -97,10 +110,33 @@ ARCHITECTURES = (
     Architecture("StableLM", "stablelm"),
     Architecture("SmolLM3, layers without positions", "smollm3", {"no_rope_layer_interval": 2}),
     Architecture("GLM-4", "glm4", {"head_dim": 8}),
+    Architecture("GLM-4 MoE", "glm4_moe", MOE | {"head_dim": 8, "n_shared_experts": 1, "first_k_dense_replace": 1}),
+    Architecture("ERNIE 4.5", "ernie4_5"),
+    Architecture("Apertus", "apertus"),
+    Architecture("Arcee", "arcee"),
+    Architecture("NanoChat", "nanochat"),
+    Architecture("MiniMax-M2", "minimax_m2", MOE | {"head_dim": 8}),
+    Architecture("MiMo-V2, sinks, alternating windows", "mimo_v2_flash", MOE | ALTERNATING | {"head_dim": 8}),
     Architecture("Exaone 4, alternating windows", "exaone4", ALTERNATING),
     Architecture("Nemotron", "nemotron"),
     Architecture("DeepSeek-V2, latent attention", "deepseek_v2", MOE | LATENT | {"first_k_dense_replace": 1}),
     Architecture("DeepSeek-V3, latent attention", "deepseek_v3", MOE | LATENT | {"first_k_dense_replace": 1}),
+    Architecture(
+        "DeepSeek-V3.2, sparse attention",
+        "deepseek_v32",
+        # Few heads would tie: the indexer's scores are sums of rectified ones, and zeros are equal.
+        MOE | LATENT | {"first_k_dense_replace": 1, "index_topk": 16, "index_n_heads": 32, "index_head_dim": 16},
+        mode="chain",
+        takes_plain_cache=False,
+    ),
+    Architecture(
+        "LongCat-Flash, two attentions a layer",
+        "longcat_flash",
+        MOE
+        | LATENT
+        | {"head_dim": 8, "num_layers": 2, "num_hidden_layers": 4, "ffn_hidden_size": 48}
+        | {"expert_ffn_hidden_size": 24, "zero_expert_num": 2, "moe_topk": 2},
+    ),
     Architecture("GPT-OSS, sinks, alternating windows", "gpt_oss", MOE | ALTERNATING | {"head_dim": 8}),
     Architecture(
         "Llama 4, attention chunks", "llama4_text", MOE | {"attention_chunk_size": 16, "head_dim": 8}, "chain"

@@ -9,6 +9,7 @@ from transformers import (
     MambaForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    StaticCache,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -222,6 +223,24 @@ def test_synced_gpus(pair):
         *pair,
         synced_gpus=True,
     )
+
+
+def test_full_static_cache_without_room_for_a_tree(pair):
+    """Up to 9 tokens, the last of them the root of a tree of 16 nodes: 9 + 16 - 1 = 24 entries."""
+    target, draft = pair
+    draft.generation_config.update(num_assistant_tokens=15, draft_tree_depth=4, draft_tree_top_k=4)
+    cache = StaticCache(target.config, max_cache_len=23)
+    target.generate(PROMPT[:, :4], past_key_values=cache, max_new_tokens=1)
+    assert_refuses(
+        "The static cache holds 23 tokens, but 9 tokens and a tree of 16 nodes behind them need 24. Make it with "
+        "max_cache_len=24 or more, or lower `max_new_tokens` or the draft's `num_assistant_tokens`.",
+        target,
+        draft,
+        past_key_values=cache,
+    )
+    roomy = StaticCache(target.config, max_cache_len=24)
+    target.generate(PROMPT[:, :4], past_key_values=roomy, max_new_tokens=1)
+    assert target.generate(PROMPT, assistant_model=draft, past_key_values=roomy, max_new_tokens=4).shape == (1, 9)
 
 
 def test_misspelt_argument_is_reported_by_transformers(pair):

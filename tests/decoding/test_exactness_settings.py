@@ -176,7 +176,11 @@ def uncompiled_flex_attention(monkeypatch: pytest.MonkeyPatch) -> str:
     return "flex_attention"
 
 
-@each_kind_of_layers
+@pytest.mark.parametrize(
+    "architecture",
+    [WINDOW, pytest.param(FULL, marks=pytest.mark.slow), pytest.param(ALTERNATING, marks=pytest.mark.slow)],
+    ids=lambda a: a.name,
+)
 def test_flex_attention_is_exact(architecture: Architecture, uncompiled_flex_attention: str) -> None:
     plain = decode_plainly(architecture, SHORT, uncompiled_flex_attention)
     ours, _ = decode_with_noisy_oracle(plain, PAPER_TREE)
@@ -238,7 +242,7 @@ def test_trees_go_to_eager_attention_where_the_target_has_no_sdpa(maskless_atten
     target = make_target(SINKS)
     target.set_attn_implementation(maskless_attention)
     cache = DynamicCache(config=target.config)
-    forward = TargetForward(target, target.generation_config, {"past_key_values": cache})
+    forward = TargetForward(target, target.generation_config, {"past_key_values": cache}, max_length=64)
     with forward.tree_attention():
         assert target.config._attn_implementation == "eager"
     assert target.config._attn_implementation == maskless_attention

@@ -1,5 +1,6 @@
 """The hook: installed once, removable, and invisible to everything that is not a GRIFFIN draft."""
 
+import functools
 import re
 
 import pytest
@@ -150,6 +151,44 @@ def test_stock_modes_give_the_same_answers_with_and_without_the_hook(hook, name)
     if not settings["do_sample"] and "num_beams" not in settings:
         plain = target.generate(PROMPT, max_new_tokens=14, do_sample=False, pad_token_id=0)
         assert ours.sequences.tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_mtp": True},
+        {"speculation_type": "dflash"},
+        {"prompt_lookup_num_tokens": 2},
+        {"assistant_early_exit": 1},
+        {},
+    ],
+    ids=str,
+)
+def test_every_other_call_reaches_the_method_of_transformers_as_it_is(hook, monkeypatch, settings):
+    """Also for MTP and DFlash, which need models of their own: the method gets what `generate()` passes on."""
+    hook.remove()
+    original, calls = GenerationMixin._assisted_decoding, []
+
+    @functools.wraps(original)
+    def spy(self, input_ids, **kwargs):
+        calls.append(kwargs)
+        return input_ids
+
+    assistant = tiny_llama(seed=1)
+    if settings.get("speculation_type") == "dflash" or not settings:
+        settings = settings | {"assistant_model": assistant}
+    target, passed_on = tiny_llama(), []
+    for with_hook in (False, True):
+        monkeypatch.setattr(GenerationMixin, "_assisted_decoding", spy)
+        if with_hook:
+            hook.install()
+        answer = target.generate(PROMPT, max_new_tokens=4, do_sample=False, **settings)
+        hook.remove()
+        assert answer.tolist() == PROMPT.tolist()
+        passed_on.append({name: value for name, value in calls.pop().items() if name != "generation_config"})
+    assert calls == []
+    assert passed_on[0].keys() == passed_on[1].keys()
+    assert passed_on[1].get("assistant_model") is settings.get("assistant_model")
 
 
 @pytest.mark.parametrize(

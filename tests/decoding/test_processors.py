@@ -155,10 +155,13 @@ class InPlaceProcessor(LogitsProcessor):
 
 
 def test_processor_that_writes_into_its_scores_changes_only_its_own(pair):
+    """The returned logits are the target's own, not what the processor made of them."""
     prompt = golden_prompts()[1]
-    plain, ours = generate_both(pair, prompt, logits_processor=LogitsProcessorList([InPlaceProcessor()]))
+    processors = LogitsProcessorList([InPlaceProcessor()])
+    plain, ours = generate_both(pair, prompt, logits_processor=processors, output_logits=True)
     assert_lossless(plain, ours, prompt.shape[1])
     assert all(token % 2 for token in new_tokens(ours, prompt))
+    assert all(torch.isfinite(logits).all() for logits in ours.logits)
 
 
 # ---------------------------------------------------------------------- sampling

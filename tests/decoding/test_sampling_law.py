@@ -154,7 +154,7 @@ def run_cycle(pair: tuple[LlamaForCausalLM, GriffinDraftModel], input_ids: torch
         "position_ids": torch.arange(length).unsqueeze(0),
         "use_cache": True,
     }
-    forward = TargetForward(target, GenerationConfig(), model_kwargs)
+    forward = TargetForward(target, GenerationConfig(), model_kwargs, max_length=64)
     _, features = forward.prefill(input_ids[:, :-1])
     tree = GriffinCandidateGenerator(draft).draft_tree(input_ids[:, 1:], features)
     outputs, _ = forward.verify(tree, input_ids)

@@ -149,6 +149,17 @@ def ancestor_mask(parents: torch.Tensor, depth: int) -> torch.Tensor:
     return ancestors
 
 
+def first_nodes(tree: DraftTree, num_nodes: int) -> DraftTree:
+    """The first `num_nodes` nodes of a tree, root included, or all if it has fewer; parents come before children."""
+    return DraftTree(
+        tokens=tree.tokens[:, :num_nodes],
+        parents=tree.parents[:, :num_nodes],
+        depths=tree.depths[:, :num_nodes],
+        ancestors=tree.ancestors[:, :num_nodes, :num_nodes],
+        scores=tree.scores[:, :num_nodes],
+    )
+
+
 def tree_attention_mask(
     tree: DraftTree,
     prefix_length: int,

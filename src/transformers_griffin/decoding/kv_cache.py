@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import (
+    BaseQuantizedLayer,
     Cache,
     DummyLayer,
     DynamicLayer,
@@ -56,7 +57,9 @@ def can_branch(cache: Cache) -> bool:
 
 def can_roll_back(cache: Cache) -> bool:
     """Whether every layer of `cache` can forget its newest entries, which is what a chain needs."""
-    return not cache.offloading and cache.is_croppable
+    # Quantized layers call themselves croppable, but `crop` leaves what is quantized already, and the count of it.
+    is_quantized = any(isinstance(layer, BaseQuantizedLayer) for layer in cache.layers)
+    return not (cache.offloading or is_quantized) and cache.is_croppable
 
 
 def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int) -> None:

@@ -21,7 +21,7 @@ from .choice import StopChecker, TokenChooser
 from .draft_tree import DraftTree
 from .kv_cache import crop_last, keep_path, prepare_for_tree, stop_recording
 from .outputs import GriffinGenerateOutput, OutputRecorder, wants_scores
-from .target_forward import TargetForward
+from .target_forward import TargetForward, check_rotary_frequencies
 from .verification import Acceptance, accept_path, walk_path
 
 
@@ -51,10 +51,12 @@ def decode_with_draft(
     generator = GriffinCandidateGenerator(draft)
     chooser = TokenChooser(logits_processor, generation_config.do_sample, wants_scores(generation_config))
     answer = Answer(input_ids, chooser, StopChecker(stopping_criteria, input_ids.shape[1]), streamer)
-    forward = TargetForward(target, generation_config, model_kwargs)
+    prompt_length, max_length = _lengths(input_ids, model_kwargs, generation_config)
+    check_rotary_frequencies(target, prompt_length, max_length)
+    forward = TargetForward(target, generation_config, model_kwargs, max_length)
     recorder = OutputRecorder(generation_config, forward.cache)
     if forward.verifies_trees:
-        prepare_for_tree(forward.cache, generator.num_nodes, _longest(input_ids, model_kwargs, generation_config))
+        prepare_for_tree(forward.cache, generator.num_nodes, max_length)
     else:
         generator.make_chain()
     acceptance_lengths: list[int] = []
@@ -70,7 +72,7 @@ def decode_with_draft(
     with forward.tree_attention():
         while not answer.is_finished:
             # 1. Draft
-            tree = generator.draft_tree(**draft_inputs)
+            tree = forward.shorten(generator.draft_tree(**draft_inputs))
             # 2. Verify
             outputs, node_features = forward.verify(tree, answer.sequence)
             # 3. Accept
@@ -160,12 +162,17 @@ def _keep_in_cache(forward: TargetForward, acceptance: Acceptance, num_kept: int
     forward.cache_length += num_kept
 
 
-def _longest(input_ids: torch.Tensor, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> int:
-    """Tokens of the longest sequence that the cache may come to hold."""
-    embeds = model_kwargs.get("inputs_embeds")
-    prompt_as_embeds = 0 if embeds is None else embeds.shape[1] - input_ids.shape[1]
-    past = int(model_kwargs["past_key_values"].get_seq_length())
-    return max(generation_config.max_length + prompt_as_embeds, past + input_ids.shape[1])
+def _lengths(
+    input_ids: torch.Tensor, model_kwargs: dict[str, Any], generation_config: GenerationConfig
+) -> tuple[int, int]:
+    """Tokens of the prompt, with those that a given cache holds, and of the longest sequence that may come of it."""
+    embeds, mask = model_kwargs.get("inputs_embeds"), model_kwargs.get("attention_mask")
+    prompt_length = input_ids.shape[1] if embeds is None else embeds.shape[1]
+    # The mask covers what the cache holds. `generate()` drops one without padding, but remembers its length.
+    mask_length = getattr(generation_config, "_mask_length", prompt_length) if mask is None else mask.shape[1]
+    if mask_length != prompt_length:  # only the new tokens were passed
+        prompt_length += int(model_kwargs["past_key_values"].get_seq_length())
+    return prompt_length, prompt_length + generation_config.max_length - input_ids.shape[1]
 
 
 def _prompt_pairs(

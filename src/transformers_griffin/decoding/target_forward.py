@@ -8,6 +8,7 @@ Next: `outputs.py`.
 """
 
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 from transformers.utils import logging
 
 from .candidate_generator import TREE_ATTENTION
-from .draft_tree import DraftTree, as_attention_mask, tree_attention_mask
+from .draft_tree import DraftTree, as_attention_mask, first_nodes, tree_attention_mask
 from .kv_cache import can_branch, can_roll_back
 
 
@@ -35,16 +36,24 @@ class TargetForward:
         target ([`~transformers.PreTrainedModel`]): the model whose output must not change.
         generation_config ([`~transformers.GenerationConfig`]): as prepared by `generate()`.
         model_kwargs (`dict`): as prepared by `generate()`, with the cache in `past_key_values`.
+        max_length (`int`): tokens of the longest sequence that may be generated, prompt included.
 
     Raises:
         ValueError: if the cache can neither branch nor forget its newest tokens.
     """
 
-    def __init__(self, target: PreTrainedModel, generation_config: GenerationConfig, model_kwargs: dict[str, Any]):
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        max_length: int,
+    ):
         self.target: Any = target  # called for methods of GenerationMixin
         self.generation_config = generation_config
         self.model_kwargs = model_kwargs
         self.cache: Cache = model_kwargs["past_key_values"]
+        self.num_readable = max_length - 1  # plain decoding never reads the last token
         self.text_config = target.config.get_text_config(decoder=True)
         self.verifies_trees = not (reason := why_no_tree(target, self.cache))
         if not self.verifies_trees:
@@ -78,6 +87,8 @@ class TargetForward:
                 model_kwargs,
                 is_first_iteration=not self.generation_config.is_assistant,
             )
+        # Phi-3 ignores the cache it was given if the prompt is longer than its short rotary embedding reaches.
+        self.cache = outputs.past_key_values
         self.cache_length = int(self.cache.get_seq_length())
         if positions is not None:
             # Position of a slot = slot + this; padding on the left makes it negative.
@@ -104,17 +115,26 @@ class TargetForward:
             outputs = self.target(**model_inputs, return_dict=True)
         return outputs, self._take_features()
 
+    def shorten(self, tree: DraftTree) -> DraftTree:
+        """
+        A chain without its nodes behind the longest answer, for which a target may have no positions. Trees keep their
+        constant shape, and [`~TargetForward.verify`] moves such nodes to the last position.
+        """
+        return tree if self.verifies_trees else first_nodes(tree, self.num_readable - self.cache_length)
+
     def _tree_inputs(self, tree: DraftTree) -> dict[str, Any]:
         device = self.target.device
         model_inputs: dict[str, Any] = {
-            **self._other_kwargs(),
+            **self._other_kwargs(tree.tokens.shape[1]),
             "input_ids": tree.tokens.to(device),
             "attention_mask": self._tree_masks(tree),
             "past_key_values": self.cache,
             "use_cache": True,
         }
         if self.position_of_slot is not None:
-            model_inputs["position_ids"] = (tree.depths + self.cache_length).to(device) + self.position_of_slot
+            # Nodes behind the longest answer matter to nobody, but a table of learned positions ends somewhere.
+            slots = (tree.depths + self.cache_length).clamp(max=self.num_readable - 1)
+            model_inputs["position_ids"] = slots.to(device) + self.position_of_slot
         return model_inputs
 
     def _tree_masks(self, tree: DraftTree) -> Any:
@@ -139,7 +159,7 @@ class TargetForward:
 
     def _chain_inputs(self, tree: DraftTree, input_ids: torch.Tensor) -> dict[str, Any]:
         num_nodes = tree.tokens.shape[1]
-        kwargs = self._other_kwargs() | {
+        kwargs = self._other_kwargs(num_nodes) | {
             "attention_mask": self._padding_mask(num_nodes),
             "past_key_values": self.cache,
             "use_cache": True,
@@ -155,19 +175,29 @@ class TargetForward:
             model_inputs["logits_to_keep"] = num_nodes
         return model_inputs
 
-    def _other_kwargs(self) -> dict[str, Any]:
+    def _other_kwargs(self, num_nodes: int) -> dict[str, Any]:
         """What else the user gave for the forward, with the outputs that the answer shall hold."""
         handled = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "inputs_embeds")
         others = {name: value for name, value in self.model_kwargs.items() if name not in handled}
-        return {name: value for name, value in others.items() if not name.endswith("token_type_ids")}
+        # As in plain decoding a new token has the type of the last one, and is text to a multimodal model.
+        others.pop("moe_mm_token_type_ids", None)
+        if (token_types := others.get("token_type_ids")) is not None:
+            others["token_type_ids"] = token_types[:, -1:].expand(-1, num_nodes)
+        if (token_types := others.get("mm_token_type_ids")) is not None:
+            others["mm_token_type_ids"] = token_types.new_zeros(token_types.shape[0], num_nodes)
+        return others
 
     # ------------------------------------------------------------------ features
 
     @contextmanager
     def _tapped_features(self, last_logits_only: bool = False) -> Iterator[None]:
         """Collects what the LM head reads; with `last_logits_only` the head goes on with the last position alone."""
+        owner = threading.get_ident()
 
         def tap(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+            # Another thread may run the same target. A compiled forward cannot ask, and does not have to be asked.
+            if not torch.compiler.is_compiling() and threading.get_ident() != owner:
+                return None
             self.features.append(args[0])
             return (args[0][:, -1:],) if last_logits_only else None
 
@@ -200,6 +230,37 @@ class TargetForward:
             self.target.set_attn_implementation(implementation)
 
 
+def check_rotary_frequencies(target: PreTrainedModel, prompt_length: int, max_length: int) -> None:
+    """
+    Refuses answers during which the rotary frequencies change with the longest position of a forward: a drafted node
+    would change those of the nodes before it.
+
+    Args:
+        prompt_length (`int`): tokens that the prefill leaves in the cache.
+        max_length (`int`): tokens of the longest sequence that may be generated, prompt included.
+
+    Raises:
+        ValueError: for dynamic RoPE beyond its training length, and LongRoPE across its switching point.
+    """
+    text_config = target.config.get_text_config(decoder=True)
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    by_kind_of_layer = all(isinstance(value, dict) for value in rope.values())
+    for parameters in rope.values() if by_kind_of_layer else [rope]:
+        rope_type, limit = parameters.get("rope_type"), text_config.max_position_embeddings
+        longest_read = max_length - 1  # plain decoding never reads the last token
+        if rope_type == "longrope":
+            limit = parameters.get("original_max_position_embeddings", limit)
+            changes = prompt_length <= limit < longest_read
+        else:
+            changes = rope_type == "dynamic" and limit < longest_read
+        if changes:
+            raise ValueError(
+                f"The answer may reach {max_length} tokens, but the {rope_type!r} rotary embedding of "
+                f"{type(target).__name__} changes at {limit}, and no draft can be verified across that. Keep prompt "
+                f"and `max_new_tokens` within {limit} tokens, or call `generate()` without `assistant_model`."
+            )
+
+
 def attention_kinds(text_config: Any) -> dict[str, tuple[int, int | None]]:
     """
     The kinds of attention layers of a model: kind -> (its first layer with a cache, its sliding window).
@@ -230,4 +291,4 @@ def why_no_tree(target: PreTrainedModel, cache: Cache) -> str | None:
     return None
 
 
-__all__ = ["TargetForward", "attention_kinds", "why_no_tree"]
+__all__ = ["TargetForward", "attention_kinds", "check_rotary_frequencies", "why_no_tree"]
