@@ -7,9 +7,11 @@ A new subcommand is a function that adds its parser and names its `run`, listed 
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 
@@ -23,6 +25,7 @@ examples:
   griffin convert user/griffin-release my-draft --target user/target
   griffin convert my-draft released --target user/target --to released
   griffin generate --target user/target --draft my-draft --prompt "Why is the sky blue?"
+  griffin plan --target user/target
 """
 CONVERT_EXAMPLES = """\
 A released checkpoint is a directory or Hub repository with config.json and pytorch_model.bin or model.safetensors, in
@@ -40,6 +43,15 @@ examples:
   griffin generate --target user/target --draft my-draft --prompt "Why is the sky blue?"
   griffin generate --target user/target --draft my-draft --prompt "def add(" --raw --temperature 0.8 --top-p 0.9
   cat question.txt | griffin generate --target user/target --draft my-draft --prompt -
+"""
+PLAN_EXAMPLES = """\
+Only the target's config.json is read. All numbers but the parameter counts are estimates; the last line of stdout is
+one JSON object.
+
+examples:
+  griffin plan --target user/target
+  griffin plan --target path/to/config.json --stored-features --gpu H100
+  griffin plan --target user/target --tokens 500000000 --epochs 2 --target-bits 4 --batch-size 1
 """
 
 
@@ -72,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="griffin",
-        description="GRIFFIN speculative decoding: convert drafts and generate with them.",
+        description="GRIFFIN speculative decoding: convert drafts, generate with them, plan their training.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -231,6 +243,42 @@ def encode(tokenizer: "PreTrainedTokenizerBase", prompt: str, raw: bool) -> Any:
     return encoded["input_ids"]
 
 
+# ---------------------------------------------------------------------- plan
+
+
+def add_plan(subparsers: Any) -> None:
+    """`griffin plan`"""
+    parser = add_parser(
+        subparsers, "plan", "estimate what training a draft takes, before anything starts", PLAN_EXAMPLES
+    )
+    parser.add_argument("--target", metavar="DIR_OR_REPO", required=True, help="or the path of a config.json")
+    parser.add_argument("--num-passes", metavar="N", type=positive_int, help="passes of a training step (default: 3)")
+    parser.add_argument(
+        "--tokens", metavar="N", type=positive_int, help="tokens of the data (default: ShareGPT, 102 million)"
+    )
+    parser.add_argument("--epochs", metavar="N", type=positive_int, help="how often they are seen (default: 20)")
+    parser.add_argument("--max-length", metavar="N", type=positive_int, help="tokens of a row (default: 2048)")
+    parser.add_argument("--batch-size", metavar="N", type=positive_int, help="rows a device and step (default: 4)")
+    parser.add_argument("--target-bits", metavar="N", type=int, help="16, 8 or 4 bits a target weight (default: 16)")
+    parser.add_argument("--gpu", help="A100, H100, H200, L40S or RTX4090 (default: A100)")
+    parser.add_argument("--stored-features", action="store_true", help="features from disk, not computed online")
+    parser.set_defaults(run=run_plan)
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    """Prints the plan as a table, then as one JSON object."""
+    from transformers import AutoConfig
+
+    from .training.plan import PlanSettings, format_plan, paper_calibration, plan_training
+
+    given = {field.name: getattr(args, field.name) for field in fields(PlanSettings) if hasattr(args, field.name)}
+    settings = PlanSettings(**{name: value for name, value in given.items() if value is not None})
+    quiet_transformers()
+    plan = plan_training(AutoConfig.from_pretrained(args.target), settings)
+    print(format_plan(plan, paper_calibration()))
+    print(json.dumps({"target": args.target} | plan.as_dict()))
+
+
 # ---------------------------------------------------------------------- shared
 
 
@@ -280,7 +328,7 @@ def non_negative_float(text: str) -> float:
     return value
 
 
-SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (add_convert, add_generate)
+SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (add_convert, add_generate, add_plan)
 
 
 if __name__ == "__main__":
