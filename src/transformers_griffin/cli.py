@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
     from .modeling_griffin import GriffinDraftModel
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 EXAMPLES = """\
 examples:
   griffin convert user/griffin-release my-draft --target user/target
   griffin convert my-draft released --target user/target --to released
   griffin generate --target user/target --draft my-draft --prompt "Why is the sky blue?"
   griffin plan --target user/target
+  griffin prepare --target user/target --data chats.jsonl --output features
 """
 CONVERT_EXAMPLES = """\
 A released checkpoint is a directory or Hub repository with config.json and pytorch_model.bin or model.safetensors, in
@@ -52,6 +54,15 @@ examples:
   griffin plan --target user/target
   griffin plan --target path/to/config.json --stored-features --gpu H100
   griffin plan --target user/target --tokens 500000000 --epochs 2 --target-bits 4 --batch-size 1
+"""
+PREPARE_EXAMPLES = """\
+Data are JSON-lines files, a `datasets` directory or a dataset on the Hub, with rows of `messages` (or ShareGPT's
+`conversations`) or `text`. Run the same command again after an interruption: it continues with the next shard.
+
+examples:
+  griffin prepare --target user/target --data chats.jsonl --output answers --regenerate
+  griffin prepare --target user/target --data answers --output features --pack
+  griffin prepare --target user/target --data user/chats --split "train[:10%]" --output features --max-length 4096
 """
 
 
@@ -178,13 +189,9 @@ def add_generate(subparsers: Any) -> None:
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="the prompt; - reads it from stdin")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without chat template")
     parser.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=128, help="default: %(default)s")
-    parser.add_argument(
-        "--temperature", type=non_negative_float, default=0.0, help="0 decodes greedily (default: %(default)s)"
-    )
-    parser.add_argument("--top-p", type=non_negative_float, help="nucleus sampling, with --temperature")
-    parser.add_argument("--top-k", type=positive_int, help="top-k sampling, with --temperature")
+    add_sampling(parser)
     parser.add_argument("--seed", type=int, help="makes sampling repeatable")
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--device", help="for example cuda or cpu (default: cuda if there is one)")
     tree = parser.add_argument_group("draft tree (default: the draft's own settings)")
     tree.add_argument("--num-draft-tokens", metavar="N", type=positive_int, help="drafted tokens verified per cycle")
@@ -195,19 +202,17 @@ def add_generate(subparsers: Any) -> None:
 
 def run_generate(args: argparse.Namespace) -> None:
     """Streams the answer, then prints what the draft achieved."""
-    import torch
     from transformers import AutoTokenizer, TextStreamer, set_seed
 
     from .evaluation.answers import answer_prompt
     from .evaluation.metrics import mean_acceptance_length
 
     quiet_transformers()
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = args.device or default_device()
     tokenizer = AutoTokenizer.from_pretrained(args.target)
-    target = load_target(args.target, dtype=args.dtype)
-    target.to(device)  # type: ignore[arg-type]  # transformers wraps `Module.to` untyped
+    target = load_target(args.target, args.dtype, device)
     draft = load_draft(args.draft, target, dtype=target.dtype)
-    draft.to(device)  # type: ignore[arg-type]
+    draft.to(device)  # type: ignore[arg-type]  # transformers wraps `Module.to` untyped
     for name, value in (
         ("num_assistant_tokens", args.num_draft_tokens),
         ("draft_tree_depth", args.depth),
@@ -218,14 +223,12 @@ def run_generate(args: argparse.Namespace) -> None:
     if args.seed is not None:
         set_seed(args.seed)
 
-    settings: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "do_sample": args.temperature > 0}
-    if args.temperature > 0:
-        sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
-        settings |= {name: value for name, value in sampling.items() if value is not None}
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     input_ids = encode(tokenizer, prompt, args.raw).to(device)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    answer = answer_prompt(target, input_ids, draft, streamer=streamer, **settings)
+    answer = answer_prompt(
+        target, input_ids, draft, streamer=streamer, max_new_tokens=args.max_new_tokens, **sampling(args)
+    )
     print(
         f"[{len(answer.new_tokens)} tokens, {len(answer.acceptance_lengths)} cycles, "
         f"tau {mean_acceptance_length([answer]):.2f}, {answer.tokens_per_second:.1f} tokens/s]"
@@ -279,14 +282,91 @@ def run_plan(args: argparse.Namespace) -> None:
     print(json.dumps({"target": args.target} | plan.as_dict()))
 
 
+# ---------------------------------------------------------------------- prepare
+
+
+def add_prepare(subparsers: Any) -> None:
+    """`griffin prepare`"""
+    parser = add_parser(
+        subparsers, "prepare", "store the target's features, or its own answers, for training", PREPARE_EXAMPLES
+    )
+    parser.add_argument("--target", metavar="DIR_OR_REPO", required=True)
+    parser.add_argument("--data", metavar="SOURCE", nargs="+", required=True, help="files, or a directory or dataset")
+    parser.add_argument("--output", metavar="DIR", required=True, help="directory to write, or to continue")
+    parser.add_argument("--split", default="train", help="of data with splits (default: %(default)s)")
+    parser.add_argument("--data-name", metavar="NAME", help="configuration of a dataset on the Hub")
+    parser.add_argument("--max-length", metavar="N", type=positive_int, default=2048, help="tokens kept of a row")
+    parser.add_argument("--pack", action="store_true", help="pack conversations into rows of --max-length tokens")
+    parser.add_argument("--all-tokens", action="store_true", help="train on all tokens, not on the assistant's only")
+    parser.add_argument("--num-proc", metavar="N", type=positive_int, help="processes that tokenize")
+    parser.add_argument(
+        "--batch-size", metavar="N", type=positive_int, default=8, help="rows at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shard-size", metavar="N", type=positive_int, default=256, help="rows of a shard (default: %(default)s)"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the target (default: %(default)s)")
+    parser.add_argument("--device", help="for example cuda or cpu (default: cuda if there is one)")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of the target on the Hub")
+    parser.add_argument("--force", action="store_true", help="start although the disk has too little space")
+    answers = parser.add_argument_group("the target's own answers")
+    answers.add_argument("--regenerate", action="store_true", help="write conversations answered by the target")
+    answers.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=512, help="default: %(default)s")
+    add_sampling(answers)
+    answers.add_argument("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
+    parser.set_defaults(run=run_prepare)
+
+
+def run_prepare(args: argparse.Namespace) -> None:
+    """Stores features of the data, or regenerates its answers."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from .training.regenerate import regenerate_answers
+    from .training.sources import load_training_data, tokenize_dataset
+    from .training.stored_features import plan_features, prepare_features
+
+    quiet_transformers()
+    hub_kwargs = {"revision": args.revision} if args.revision else {}
+    load_kwargs = {"name": args.data_name} if args.data_name else {}
+    source = args.data[0] if len(args.data) == 1 else args.data
+    rows = load_training_data(source, split=args.split, **load_kwargs)
+    tokenizer = AutoTokenizer.from_pretrained(args.target, **hub_kwargs)
+    batches = {"batch_size": args.batch_size, "shard_size": args.shard_size}
+    if args.regenerate:
+        target = load_target(args.target, args.dtype, args.device or default_device(), **hub_kwargs)
+        lengths = {"max_length": args.max_length, "max_new_tokens": args.max_new_tokens}
+        regenerate_answers(
+            target, tokenizer, rows, args.output, seed=args.seed, **lengths, **batches, **sampling(args)
+        )
+    else:
+        tokens = tokenize_dataset(
+            rows, tokenizer, args.max_length, not args.all_tokens, pack=args.pack, num_proc=args.num_proc
+        )
+        hidden_size = AutoConfig.from_pretrained(args.target, **hub_kwargs).get_text_config().hidden_size
+        print(f"{args.output} will take {plan_features(tokens, hidden_size)}.", flush=True)
+        target = load_target(args.target, args.dtype, args.device or default_device(), **hub_kwargs)
+        prepare_features(target, tokenizer, tokens, args.output, force=args.force, **batches)
+    print(f"Wrote {args.output}: {'answers' if args.regenerate else 'features'} of {args.target}")
+
+
 # ---------------------------------------------------------------------- shared
 
 
-def load_target(path_or_repo: str, dtype: str = "auto") -> "PreTrainedModel":
+def load_target(
+    path_or_repo: str, dtype: str = "auto", device: str | None = None, **hub_kwargs: Any
+) -> "PreTrainedModel":
     """The target in evaluation mode."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(path_or_repo, dtype=dtype).eval()
+    target = AutoModelForCausalLM.from_pretrained(path_or_repo, dtype=dtype, **hub_kwargs).eval()
+    return target if device is None else target.to(device)
+
+
+def default_device() -> str:
+    """A GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_draft(
@@ -303,6 +383,23 @@ def load_draft(
     if config.get("model_type") != GriffinDraftConfig.model_type:
         return convert_checkpoint(path_or_repo, target=target, **hub_kwargs)
     return GriffinDraftModel.from_pretrained(path_or_repo, dtype=dtype, **hub_kwargs).eval().bind(target)
+
+
+def add_sampling(parser: Any) -> None:
+    """How the target chooses a token; read by `sampling`."""
+    parser.add_argument(
+        "--temperature", type=non_negative_float, default=0.0, help="0 decodes greedily (default: %(default)s)"
+    )
+    parser.add_argument("--top-p", type=non_negative_float, help="nucleus sampling, with --temperature")
+    parser.add_argument("--top-k", type=positive_int, help="top-k sampling, with --temperature")
+
+
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `generate()` that `add_sampling` asked for."""
+    if args.temperature == 0:
+        return {"do_sample": False}
+    settings = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def quiet_transformers() -> None:
@@ -328,7 +425,7 @@ def non_negative_float(text: str) -> float:
     return value
 
 
-SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (add_convert, add_generate, add_plan)
+SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (add_convert, add_generate, add_plan, add_prepare)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@ From rows of a dataset to right-padded batches, with a mask of the tokens that h
 
 Three kinds of rows are understood:
 
-- `messages`: a conversation, rendered with the target's chat template; the loss is on assistant tokens, which the
-  template marks with `{% generation %}`;
+- `messages`, or ShareGPT's `conversations`: rendered with the target's chat template; the loss is on assistant tokens
+  (`conversations.py`);
 - `text`: plain text, loss on every token;
-- `input_ids`, with or without `loss_mask`: tokens as they are, for example packed blocks.
+- `input_ids`, with or without `loss_mask`: tokens as they are; with `documents` packed (`packing.py`), with `features`
+  what the target made of them (`stored_features.py`).
 
-Next: `trainer.py`.
+Next: `packing.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,11 +20,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .conversations import render, to_messages, tokenize_conversation
+
 
 logger = logging.get_logger(__name__)
 
 Row = Mapping[str, Any]
-COLUMNS = ("messages", "text", "input_ids", "loss_mask", "documents", "features")
+CONVERSATION_COLUMNS = ("messages", "conversations")
+TOKEN_COLUMNS = ("input_ids", "loss_mask", "documents", "features")
+COLUMNS = (*CONVERSATION_COLUMNS, "text", *TOKEN_COLUMNS)
 
 
 def tokenize_row(
@@ -33,53 +38,50 @@ def tokenize_row(
     Tokens of a row, and which of them have a loss; both cut to `max_length`.
 
     Args:
-        row (`Mapping`): with `messages`, `text` or `input_ids`.
+        row (`Mapping`): with `messages`, `conversations`, `text` or `input_ids`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): the target's; not needed for `input_ids`.
         max_length (`int`): tokens kept.
         assistant_only_loss (`bool`, defaults to `True`): whether only assistant tokens of `messages` have a loss.
 
     Raises:
-        ValueError: if the row has none of the columns, a tokenizer is needed and missing, or the chat template does
-            not mark assistant tokens.
+        ValueError: if the row has none of the columns, a tokenizer is needed and missing, or assistant tokens cannot
+            be told from the others.
     """
     if "input_ids" in row:
         input_ids = torch.as_tensor(row["input_ids"]).tolist()
         loss_mask = torch.as_tensor(row["loss_mask"]).tolist() if "loss_mask" in row else [1] * len(input_ids)
-    elif tokenizer is None or not {"messages", "text"} & row.keys():
+    elif tokenizer is None or not {*CONVERSATION_COLUMNS, "text"} & row.keys():
         raise ValueError(
-            f"A row has the columns {sorted(row)}. Rows need `input_ids`, or `messages` or `text` together with the "
-            "target's tokenizer (`processing_class`)."
+            f"A row has the columns {sorted(row)}. Rows need `input_ids`, or `messages`, `conversations` or `text` "
+            "together with the target's tokenizer (`processing_class`)."
         )
-    elif "messages" in row:
-        input_ids, loss_mask = _tokenize_messages(row["messages"], tokenizer, assistant_only_loss)
-    else:
+    elif (messages := row_messages(row)) is None:
         input_ids = tokenizer(row["text"])["input_ids"]
+        loss_mask = [1] * len(input_ids)
+    elif not messages:
+        input_ids, loss_mask = [], []
+    elif assistant_only_loss:
+        input_ids, loss_mask = tokenize_conversation(messages, tokenizer)
+    else:
+        input_ids = render(messages, tokenizer)
         loss_mask = [1] * len(input_ids)
     return input_ids[:max_length], loss_mask[:max_length]
 
 
-def _tokenize_messages(
-    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, assistant_only_loss: bool
-) -> tuple[list[int], list[int]]:
-    if assistant_only_loss and "generation" not in (tokenizer.get_chat_template() or ""):
-        raise ValueError(
-            "The chat template does not mark assistant tokens. Put `{% generation %}` ... `{% endgeneration %}` "
-            "around the assistant's text in `tokenizer.chat_template`, or set `assistant_only_loss=False`."
-        )
-    rendered: Any = tokenizer.apply_chat_template(
-        [dict(message) for message in messages],
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=assistant_only_loss,
-    )
-    input_ids = rendered["input_ids"]
-    return input_ids, rendered["assistant_masks"] if assistant_only_loss else [1] * len(input_ids)
+def row_messages(row: Row) -> list[dict[str, Any]] | None:
+    """The conversation of a row; None if it has none."""
+    column = next((column for column in CONVERSATION_COLUMNS if column in row), None)
+    return None if column is None else to_messages(row[column] or [])
 
 
 @dataclass
 class GriffinDataCollator:
     """
-    Makes right-padded batches of `input_ids`, `loss_mask` and, if anything is padded, `attention_mask`.
+    Makes right-padded batches of `input_ids` and `loss_mask`, and of what else the rows have.
+
+    - Where rows have `documents`, so has the batch, with 0 for padding.
+    - Otherwise there is an `attention_mask` if anything is padded.
+    - Where rows have `features`, so has the batch, with zeros for padding.
 
     Rows without a token that has a loss (for example a conversation whose prompt alone fills `max_length`) teach
     nothing: they are left out and counted in `num_skipped` (by each dataloader worker for itself). If a batch has no
@@ -102,31 +104,48 @@ class GriffinDataCollator:
             rows (`Sequence[Mapping]`): of the dataset.
 
         Returns:
-            `dict[str, torch.Tensor]`: each of shape `(batch_size, length)`.
+            `dict[str, torch.Tensor]`: each of shape `(batch_size, length)`; `features` of shape `(batch_size, length,
+            hidden_size)`.
         """
-        tokenized = [tokenize_row(row, self.tokenizer, self.max_length, self.assistant_only_loss) for row in rows]
-        useful = [pair for pair in tokenized if any(pair[1])]
-        self._count_skipped(len(tokenized) - len(useful))
-        return self._pad(useful or tokenized[:1])
+        samples = [self._sample(row) for row in rows]
+        useful = [sample for sample in samples if sample["loss_mask"].any()]
+        self._count_skipped(len(samples) - len(useful))
+        return self._pad(useful or samples[:1])
+
+    def _sample(self, row: Row) -> dict[str, torch.Tensor]:
+        input_ids, loss_mask = tokenize_row(row, self.tokenizer, self.max_length, self.assistant_only_loss)
+        tokens = {"input_ids": input_ids, "loss_mask": loss_mask}
+        sample = {name: torch.tensor(values, dtype=torch.long) for name, values in tokens.items()}
+        for name in ("documents", "features"):
+            if name in row:
+                sample[name] = torch.as_tensor(row[name])[: self.max_length]
+        return sample
 
     def _count_skipped(self, count: int) -> None:
         if count > 0 and self.num_skipped == 0:
-            logger.warning("A row has no token with a loss and is skipped; later ones are skipped silently.")
+            logger.warning(
+                "A row has no token with a loss and is skipped; `num_skipped` of the data collator counts them."
+            )
         self.num_skipped += count
 
-    def _pad(self, pairs: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-        lengths = [len(input_ids) for input_ids, _ in pairs]
+    def _pad(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
         # Two tokens make the first (token, feature) pair.
-        length = max(2, *lengths)
-        pad_id = getattr(self.tokenizer, "pad_token_id", None) or 0
-        input_ids = torch.tensor([ids + [pad_id] * (length - len(ids)) for ids, _ in pairs])
+        length = max(2, int(lengths.max()))
+        pad_ids = {"input_ids": getattr(self.tokenizer, "pad_token_id", None) or 0}
         batch = {
-            "input_ids": input_ids,
-            "loss_mask": torch.tensor([mask + [0] * (length - len(mask)) for _, mask in pairs]),
+            name: torch.stack([_pad_right(sample[name], length, pad_ids.get(name, 0)) for sample in samples])
+            for name in samples[0]
         }
-        if min(lengths) < length:
-            batch["attention_mask"] = (torch.arange(length) < torch.tensor(lengths).unsqueeze(1)).long()
+        if "documents" not in batch and int(lengths.min()) < length:
+            batch["attention_mask"] = (torch.arange(length) < lengths.unsqueeze(1)).long()
         return batch
 
 
-__all__ = ["COLUMNS", "GriffinDataCollator", "tokenize_row"]
+def _pad_right(values: torch.Tensor, length: int, padding: int) -> torch.Tensor:
+    padded = values.new_full((length, *values.shape[1:]), padding)
+    padded[: len(values)] = values
+    return padded
+
+
+__all__ = ["COLUMNS", "CONVERSATION_COLUMNS", "GriffinDataCollator", "row_messages", "tokenize_row"]

@@ -1,0 +1,246 @@
+"""
+Replaces the answers of conversations by the target's own: a draft must imitate the target, not the data.
+
+The target answers wherever the assistant spoke, and after a last message of the user; each answer continues what was
+regenerated before it. A conversation ends early, and is marked `truncated`, with an answer that fills
+`max_new_tokens`; and before a prompt that leaves no room for one.
+
+    data           user  assistant  user  assistant        user
+    regenerated    user  ANSWER     user  ANSWER           user  ANSWER
+
+Next: `trainer.py`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, List, Value
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.utils import logging
+
+from .conversations import Message, render
+from .data import CONVERSATION_COLUMNS, row_messages
+from .fingerprints import describe_target, describe_tokenizer
+from .shards import Columns, ShardWriter
+from .sources import check_tokenizer
+
+
+logger = logging.get_logger(__name__)
+
+KIND = "conversations"
+FEATURES = Features(
+    {"messages": List({"role": Value("string"), "content": Value("string")}), "truncated": Value("bool")}
+)
+SPEAKERS = ("system", "developer", "user", "assistant")
+
+
+class _Conversation:
+    """A conversation on its way: what was said, and what is still to be said or answered."""
+
+    def __init__(self, messages: list[Message]):
+        self.said: list[Message] = []
+        self.is_truncated = False
+        ends_with_question = bool(messages) and messages[-1]["role"] == "user"
+        self._coming = [*messages, *([{"role": "assistant"}] if ends_with_question else [])]
+
+    def advance(self) -> bool:
+        """Moves to the next answer; False if there is none."""
+        while self._coming:
+            message = self._coming.pop(0)
+            if message["role"] != "assistant" or not self._is_asked():
+                self.said.append(message)
+            elif self.said[-1]["role"] != "assistant":  # one question has one answer
+                return True
+        return False
+
+    def _is_asked(self) -> bool:
+        return any(message["role"] == "user" for message in self.said)
+
+    def answer(self, text: str, is_truncated: bool) -> None:
+        """Adds an answer of the target; one without an end ends the conversation."""
+        self.said.append({"role": "assistant", "content": text})
+        if is_truncated:
+            self.is_truncated = True
+            self.stop()
+
+    def stop(self) -> None:
+        """Ends the conversation; what was to come does not."""
+        self._coming = []
+
+    def row(self) -> dict[str, Any] | None:
+        """What comes of it, up to the last answer; None without one."""
+        answers = [turn for turn, message in enumerate(self.said) if message["role"] == "assistant" and turn > 0]
+        return {"messages": self.said[: answers[-1] + 1], "truncated": self.is_truncated} if answers else None
+
+
+def regenerate_answers(
+    target: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    path: str | os.PathLike,
+    max_length: int = 2048,
+    max_new_tokens: int = 512,
+    batch_size: int = 8,
+    shard_size: int = 256,
+    seed: int = 0,
+    **generate_kwargs: Any,
+) -> None:
+    """
+    Writes conversations with answers of the target, shard by shard; continues where a killed run stopped.
+
+    [`load_training_data`] opens the result: rows of `messages` and `truncated`.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]): the target, on its device and in its dtype.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the target's, with a chat template.
+        rows ([`~datasets.Dataset`]): with `messages` or `conversations`. Rows with other speakers than system, user
+            and assistant (tools) are left out, and so are rows without an answer; both are counted in the log.
+        path (`os.PathLike`): directory to write.
+        max_length (`int`, defaults to 2048): tokens of a conversation, prompt and answer together.
+        max_new_tokens (`int`, defaults to 512): tokens of an answer.
+        batch_size (`int`, defaults to 8): conversations answered at once.
+        shard_size (`int`, defaults to 256): rows of a shard, the most that a kill can lose.
+        seed (`int`, defaults to 0): of the first shard when sampling; the next shard has the next seed.
+        generate_kwargs: further arguments of `generate()`, for example `do_sample`, `temperature`, `top_p`.
+
+    Effects:
+        Seeds the global random number generators.
+
+    Raises:
+        OSError: if the disk comes to have too little space. Finished shards stay.
+        ValueError: if the rows are no conversations, tokenizer and target do not fit, or an earlier run in this
+            directory had other settings.
+    """
+    check_tokenizer(tokenizer, target)
+    if max_new_tokens >= max_length:
+        raise ValueError(
+            f"`max_new_tokens` is {max_new_tokens}, which leaves no room for a prompt within `max_length` "
+            f"{max_length}."
+        )
+    if not set(CONVERSATION_COLUMNS) & set(rows.column_names):
+        raise ValueError(
+            f"The data has the columns {', '.join(rows.column_names)}, but answers can be regenerated in "
+            f"{' or '.join(CONVERSATION_COLUMNS)} only."
+        )
+    settings = {
+        "target": describe_target(target),
+        "tokenizer": describe_tokenizer(tokenizer),
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "rows": {"num_rows": len(rows), "sha256": _fingerprint(rows)},
+        "max_length": max_length,
+        "batch_size": batch_size,
+        "shard_size": shard_size,
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+        "generate": generate_kwargs,
+    }
+    num_shards = -(-len(rows) // shard_size)
+    writer = ShardWriter(path, KIND, settings, num_shards, about={"target": target.config.name_or_path})
+    answerer = _Answerer(target, tokenizer, max_length, max_new_tokens, generate_kwargs)
+    num_done = len(writer.shards) * shard_size
+    with tqdm(total=len(rows), initial=min(num_done, len(rows)), unit="row", desc="Answers") as progress:
+        for start in range(num_done, len(rows), shard_size):
+            set_seed(seed + start // shard_size)
+            shard = rows.select(range(start, min(start + shard_size, len(rows))))
+            writer.write(_answered_batches(answerer, shard, batch_size, progress.update), FEATURES)
+    writer.finish()
+    num_written = sum(shard["num_rows"] for shard in writer.shards)
+    if num_written < len(rows):
+        logger.warning(f"{len(rows) - num_written} of {len(rows)} conversations have no answer and are left out.")
+
+
+def _fingerprint(rows: Dataset) -> str:
+    column = next(column for column in CONVERSATION_COLUMNS if column in rows.column_names)
+    digest = hashlib.sha256()
+    for batch in rows.select_columns(column).with_format(None).iter(batch_size=1000):
+        digest.update(json.dumps(batch).encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Answerer:
+    """The target with all that decides how it answers."""
+
+    target: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    max_new_tokens: int
+    generate_kwargs: dict[str, Any]
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """What ends an answer: as `generate()` has it, else the tokenizer's."""
+        ids = self.generate_kwargs.get("eos_token_id", self.target.generation_config.eos_token_id)
+        ids = self.tokenizer.eos_token_id if ids is None else ids
+        return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+    def answer_all(self, conversations: list[_Conversation]) -> None:
+        """Answers a batch of conversations, all their next turns at a time."""
+        while waiting := [conversation for conversation in conversations if conversation.advance()]:
+            prompts = [
+                render(conversation.said, self.tokenizer, add_generation_prompt=True) for conversation in waiting
+            ]
+            fitting = []
+            for conversation, prompt in zip(waiting, prompts, strict=True):
+                if len(prompt) + self.max_new_tokens <= self.max_length:
+                    fitting.append((conversation, prompt))
+                else:
+                    conversation.stop()
+            if fitting:
+                answers = self._generate([prompt for _, prompt in fitting])
+                for (conversation, _), tokens in zip(fitting, answers, strict=True):
+                    self._add(conversation, tokens)
+
+    def _generate(self, prompts: list[list[int]]) -> list[list[int]]:
+        """The new tokens of left-padded prompts, padded on the right."""
+        device: Any = self.target.get_input_embeddings().weight.device
+        padding = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
+        pad_id = next(iter([*_known(self.tokenizer.pad_token_id), *self.end_tokens]), 0)
+        output = self.target.generate(  # type: ignore[operator]  # every causal language model has it
+            torch.tensor([[pad_id] * n + prompt for n, prompt in zip(padding, prompts, strict=True)], device=device),
+            attention_mask=torch.tensor(
+                [[0] * n + [1] * len(prompt) for n, prompt in zip(padding, prompts, strict=True)], device=device
+            ),
+            **{
+                "max_new_tokens": self.max_new_tokens,
+                "pad_token_id": pad_id,
+                "eos_token_id": self.end_tokens or None,
+                **self.generate_kwargs,
+            },
+        )
+        return output[:, max(map(len, prompts)) :].tolist()
+
+    def _add(self, conversation: _Conversation, tokens: list[int]) -> None:
+        end = next((i for i, token in enumerate(tokens) if token in self.end_tokens), None)
+        text: Any = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        conversation.answer(text, is_truncated=end is None)
+
+
+def _known(value: int | None) -> list[int]:
+    return [] if value is None else [value]
+
+
+def _answered_batches(
+    answerer: _Answerer, rows: Dataset, batch_size: int, report: Callable[[int], Any]
+) -> Iterator[Columns]:
+    """Columns of the regenerated conversations of `batch_size` rows at a time."""
+    for batch in rows.with_format(None).iter(batch_size):
+        of_rows = [row_messages(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
+        conversations = [
+            _Conversation(messages)
+            for messages in of_rows
+            if messages and all(message["role"] in SPEAKERS and "tool_calls" not in message for message in messages)
+        ]
+        answerer.answer_all(conversations)
+        answered = [row for conversation in conversations if (row := conversation.row())]
+        yield {name: [row[name] for row in answered] for name in FEATURES}
+        report(len(of_rows))
+
+
+__all__ = ["regenerate_answers"]
