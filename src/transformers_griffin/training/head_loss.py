@@ -16,7 +16,7 @@ With hard labels the first term reads the data's token instead of p, where there
 
 Notation for shapes: `num_passes`; `n_rows` positions whose logits are wanted; d = `hidden_size`; `vocab_size`.
 
-Next: `multi_pass.py`.
+Next: `pass_attention.py`.
 """
 
 from collections.abc import Callable

@@ -23,7 +23,8 @@ from .arguments import GriffinTrainingArguments
 from .features import DraftBatch
 from .head_loss import HeadLoss, HeadSettings, head_loss
 from .losses import alignment_gate, alignment_mask, feature_distance, masked_mean
-from .multi_pass import PassOutput, StreamStates, next_stream, run_pass
+from .multi_pass import PassOutput, next_stream, run_pass
+from .pass_attention import StreamStates
 
 
 # What a pass counts, summed over positions: the losses over the positions that the alignment mask keeps, the rates

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from ..modeling_griffin import GriffinDraftModel
-from .multi_pass import QUERY_BLOCK
+from .pass_attention import QUERY_BLOCK
 
 
 # Share of the peak that training reaches. Our choice: the round number that meets the paper's hours best.
