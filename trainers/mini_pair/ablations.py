@@ -6,8 +6,9 @@ The paper's ablations on the mini target: one draft a row, equal data, equal tok
 
 First the target's features of the training blocks and its own answers to the evaluation prompts are written; then
 every row is trained and its draft plays these answers again (`evaluation/replay.py`: the acceptance lengths of real
-tree decoding, exactly). What is done is skipped, so the script may be killed and started again; two of them with
-`--worker 0 --num_workers 2` and `--worker 1 --num_workers 2` share the rows. `ablations_report.py` makes the tables.
+tree decoding, exactly). What is done is skipped, so the script may be killed and started again. After a first call
+with `--rows` alone, which writes features and answers, `--worker 0 --num_workers 2` and `--worker 1 --num_workers 2`
+share the rows. `ablations_report.py` makes the tables.
 
 Every row is trained by the recipe of `train_draft.py` with the settings of [`ROWS`] in place of its own. Passes join
 in equal parts of the run, in every row.
@@ -24,21 +25,19 @@ from pathlib import Path
 
 import datasets
 import torch
-from safetensors.torch import load_file, save_file
 from train_draft import make_optimizer, make_parser, training_arguments
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
-    default_data_collator,
     set_seed,
 )
 from transformers.utils import logging
 
 from transformers_griffin import GriffinDraftModel
 from transformers_griffin.evaluation import KnownAnswers, know_answers, replay_acceptance
-from transformers_griffin.training import GriffinTrainer
+from transformers_griffin.training import GriffinTrainer, load_features, prepare_features
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
@@ -76,6 +75,7 @@ ROWS: dict[str, tuple[dict, dict]] = {
     "mask_paper": ({}, {"alignment": "paper"}),
 }
 
+BLOCKS_PER_STEP = 8
 MISALIGNMENT_PASSES, MISALIGNMENT_TOP_K = 5, 3  # depth of the paper's Fig. 1c, and the mask's k
 
 
@@ -84,15 +84,21 @@ def main(args: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     target = AutoModelForCausalLM.from_pretrained(args.target_dir, dtype=torch.float32).eval()
+    teacher = AutoModelForCausalLM.from_pretrained(args.target_dir, dtype=torch.bfloat16).eval()  # of the training
     tokenizer = AutoTokenizer.from_pretrained(args.target_dir)
     jobs = [(seed, row) for seed in args.seeds for row in args.rows][args.worker :: args.num_workers]
     answers = {temperature: target_answers(args, target, tokenizer, temperature) for temperature in args.temperatures}
+    features = {
+        "train": training_features(args, teacher, tokenizer, "train", args.max_steps * BLOCKS_PER_STEP),
+        "valid": training_features(args, teacher, tokenizer, "valid", args.eval_blocks),
+    }
     for seed, row in jobs:
         path = args.output_dir / f"{row}-seed{seed}.json"
         if path.exists():
             continue
         print(f"{time.strftime('%H:%M:%S')} {path.stem}", flush=True)
-        draft, result = train_row(args, target, row, seed)
+        draft, result = train_row(args, teacher, features, row, seed)
+        draft.bind(target)
         result["acceptance"] = {str(t): acceptance(draft, target, known) for t, known in answers.items()}
         write_json(path, result | {"row": row, "seed": seed, "provenance": provenance(args)})
         draft.save_pretrained(args.output_dir / "drafts" / path.stem)
@@ -101,30 +107,14 @@ def main(args: argparse.Namespace) -> None:
 # ---------------------------------------------------------------------- what all rows share
 
 
-def training_features(args: argparse.Namespace, target: PreTrainedModel, split: str, num_blocks: int) -> "Blocks":
-    """The first blocks of a split with the target's features, in bfloat16; written once."""
-    path = args.output_dir / f"{split}-{num_blocks}.safetensors"
-    if not path.exists():
-        blocks = datasets.load_from_disk(args.data_dir / split).with_format("torch")[:num_blocks]["input_ids"]
-        backbone = target.base_model.to(torch.bfloat16)
-        with torch.no_grad():
-            features = [backbone(input_ids=part, use_cache=False).last_hidden_state for part in blocks.split(8)]
-        target.float()
-        write_tensors(path, {"input_ids": blocks, "features": torch.cat(features)})
-    return Blocks(load_file(path))
-
-
-class Blocks(torch.utils.data.Dataset):
-    """Rows of equally long tensors."""
-
-    def __init__(self, columns: dict[str, torch.Tensor]):
-        self.columns = columns
-
-    def __len__(self) -> int:
-        return len(self.columns["input_ids"])
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {name: column[index] for name, column in self.columns.items()}
+def training_features(
+    args: argparse.Namespace, target: PreTrainedModel, tokenizer, split: str, num_blocks: int
+) -> datasets.Dataset:
+    """The first blocks of a split with the target's features; written once."""
+    path = args.output_dir / f"{split}-{num_blocks}"
+    blocks = datasets.load_from_disk(args.data_dir / split).select(range(num_blocks))
+    prepare_features(target, tokenizer, blocks, path)
+    return load_features(path, target, tokenizer, verify_checksums=False)
 
 
 def target_answers(
@@ -155,16 +145,14 @@ def target_answers(
 
 
 def train_row(
-    args: argparse.Namespace, target: PreTrainedModel, row: str, seed: int
+    args: argparse.Namespace, target: PreTrainedModel, features: dict[str, datasets.Dataset], row: str, seed: int
 ) -> tuple[GriffinDraftModel, dict]:
     config, settings = ROWS[row]
     recipe = make_parser().parse_args([])
-    vars(recipe).update(
-        max_steps=args.max_steps, torch_compile=args.torch_compile, seed=seed, save_steps=args.max_steps
-    )
+    vars(recipe).update(max_steps=args.max_steps, batch_size=BLOCKS_PER_STEP, torch_compile=False, seed=seed)
     vars(recipe).update(output_dir=args.output_dir / "trainer" / f"{row}-seed{seed}", **settings)
     set_seed(seed)
-    draft = GriffinDraftModel.from_target(target, **({"intermediate_size": args.intermediate_size} | config))
+    draft = GriffinDraftModel.from_target(target, **({"intermediate_size": args.intermediate_size} | config)).float()
     draft.set_attn_implementation("eager")
     arguments = training_arguments(recipe)
     arguments.set_save("no")
@@ -174,9 +162,8 @@ def train_row(
         model=draft,
         target=target,
         args=arguments,
-        data_collator=default_data_collator,
-        train_dataset=training_features(args, target, "train", args.max_steps * recipe.batch_size),
-        eval_dataset=training_features(args, target, "valid", args.eval_blocks),
+        train_dataset=features["train"],
+        eval_dataset=features["valid"],
         optimizers=(make_optimizer(recipe, draft, target), None),
     )
     trainer.train()
@@ -188,7 +175,7 @@ def train_row(
         "config": config,
         "settings": settings,
         "num_parameters": sum(parameter.numel() for parameter in draft.parameters()),
-        "num_tokens": trainer.args.max_steps * recipe.batch_size * len(trainer.train_dataset[0]["input_ids"]),
+        "num_tokens": args.max_steps * BLOCKS_PER_STEP * len(features["train"][0]["input_ids"]),
         "train_seconds": train_seconds,
         "metrics": metrics,
     }
@@ -212,26 +199,19 @@ def write_json(path: Path, content: object) -> None:
     part.replace(path)
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    part = path.with_suffix(f".{os.getpid()}.part")
-    save_file(tensors, part)
-    part.replace(path)
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target_dir", type=Path, default=MINI / "target")
     parser.add_argument("--data_dir", type=Path, default=Path("runs/mini_pair"))
     parser.add_argument("--output_dir", type=Path, default=Path("runs/mini_pair/ablations"))
-    parser.add_argument("--rows", nargs="+", choices=[*ROWS], default=[*ROWS])
+    parser.add_argument("--rows", nargs="*", choices=[*ROWS], default=[*ROWS], help="none: features and answers only")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--temperatures", nargs="+", type=float, default=[0.0, 1.0])
-    parser.add_argument("--max_steps", type=int, default=300, help="of 8 blocks of 512 tokens")
+    parser.add_argument("--max_steps", type=int, default=300, help=f"of {BLOCKS_PER_STEP} blocks of 512 tokens")
     parser.add_argument("--intermediate_size", type=int, default=384)
     parser.add_argument("--eval_blocks", type=int, default=64)
     parser.add_argument("--prompts_per_domain", type=int, default=40)
     parser.add_argument("--max_new_tokens", type=int, default=128)
-    parser.add_argument("--torch_compile", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--num_workers", type=int, default=1)
     return parser.parse_args()
