@@ -1,59 +1,16 @@
-"""GriffinTrainer as a transformers Trainer: batches, accumulation, resuming, saving, logging."""
+"""GriffinTrainer as a transformers Trainer: batches, accumulation, saving, logging, precision."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-import datasets
 import pytest
 import torch
+from trainer_helpers import assert_same_weights, make_trainer, training_log, weights_after_training
+from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainerCallback
 
 from conftest import tiny_llama
 from transformers_griffin import GriffinDraftModel
-from transformers_griffin.training import GriffinTrainer, GriffinTrainingArguments
-
-
-def rows(count: int = 16, seed: int = 0) -> datasets.Dataset:
-    """Sequences of unequal length, the first two tokens without loss."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(6, 20, (count,), generator=generator).tolist()
-    ids = [torch.randint(0, 61, (length,), generator=generator).tolist() for length in lengths]
-    return datasets.Dataset.from_dict({"input_ids": ids, "loss_mask": [[0, 0] + [1] * (len(row) - 2) for row in ids]})
-
-
-def make_trainer(output_dir: Path, **overrides) -> GriffinTrainer:
-    fields = {
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "feature_noise": 0.0,
-        "max_steps": 4,
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "logging_steps": 1,
-    }
-    target = tiny_llama()
-    torch.manual_seed(1)
-    return GriffinTrainer(
-        model=GriffinDraftModel.from_target(target),
-        target=target,
-        args=GriffinTrainingArguments(output_dir=str(output_dir), **(fields | overrides)),
-        train_dataset=rows(),
-        eval_dataset=rows(5, seed=1),
-    )
-
-
-def weights_after_training(trainer: GriffinTrainer, **kwargs) -> dict[str, torch.Tensor]:
-    trainer.train(**kwargs)
-    return {name: weight.detach().clone() for name, weight in trainer.draft.named_parameters()}
-
-
-def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-6, msg=name)
+from transformers_griffin.training import GriffinTrainer, GriffinTrainingArguments, objective
 
 
 def test_training_lowers_the_loss_of_every_pass(tmp_path):
@@ -90,26 +47,154 @@ def test_eight_batches_of_one_train_like_one_batch_of_eight(tmp_path, settings):
         **settings,
     )
     assert_same_weights(weights_after_training(parts), weights_after_training(whole))
-    losses = [[entry["loss"] for entry in trainer.state.log_history if "loss" in entry] for trainer in (whole, parts)]
+    losses = [[entry["loss"] for entry in training_log(trainer)] for trainer in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-def test_an_interrupted_run_continues_as_if_it_had_not_been(tmp_path):
-    settings = {"save_strategy": "steps", "save_steps": 2, "num_passes_schedule": [0.25, 0.75], "feature_noise": 0.2}
-    expected = weights_after_training(make_trainer(tmp_path / "whole", **settings))
-    resumed = make_trainer(tmp_path / "resumed", **settings)
-    checkpoint = str(tmp_path / "whole" / "checkpoint-2")
-    assert_same_weights(weights_after_training(resumed, resume_from_checkpoint=checkpoint), expected)
 
 
 def test_passes_join_on_schedule_and_every_pass_is_logged(tmp_path):
     trainer = make_trainer(tmp_path, num_passes_schedule=[0.25, 0.75])
     trainer.train()
-    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    logs = training_log(trainer)
     assert [sum(f"pass_{number}/accuracy" in entry for number in (1, 2, 3)) for entry in logs] == [1, 2, 2, 3]
     assert logs[0]["pass_1/kept"] == 1.0
     assert 0.0 <= logs[-1]["pass_3/kept"] <= logs[-1]["pass_2/kept"] <= 1.0
     assert "eval_pass_3/hit_rate" in trainer.evaluate()
+
+
+def test_activation_checkpointing_recomputes_every_pass_and_changes_no_gradient(tmp_path, monkeypatch):
+    passes = []
+    run_pass = objective.run_pass
+    monkeypatch.setattr(objective, "run_pass", lambda *args: (passes.append(1), run_pass(*args))[1])
+    trainer = make_trainer(tmp_path, activation_checkpointing=True, max_steps=1)
+    trainer.draft.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+
+    def gradients() -> list[torch.Tensor]:
+        trainer.draft.zero_grad()
+        trainer.compute_loss(trainer.model, batch).backward()
+        return [weight.grad for weight in trainer.draft.parameters()]
+
+    expected = gradients()
+    assert len(passes) == 3
+    trainer.train()  # switches it on
+    trainer.draft.load_state_dict(make_trainer(tmp_path).draft.state_dict())
+    passes.clear()
+    for found, wanted in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert len(passes) == 6
+    embeds = trainer.target.get_input_embeddings()(batch["input_ids"])
+    assert not embeds.requires_grad  # the target is left alone
+
+
+def test_a_bfloat16_draft_trains_and_stays_bfloat16(tmp_path):
+    target = tiny_llama().to(torch.bfloat16)
+    draft = GriffinDraftModel.from_target(target)
+    assert draft.dtype == torch.bfloat16
+    trainer = make_trainer(tmp_path, draft, target, max_steps=10)
+    trainer.train()
+    losses = [entry["loss"] for entry in training_log(trainer)]
+    assert losses[-1] < losses[0]
+    assert {weight.dtype for weight in draft.parameters()} == {torch.bfloat16}
+
+
+class Recorder(TrainerCallback):
+    """Keeps what callbacks are given."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict] = []
+        self.metrics: list[dict] = []
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.logs.append(dict(logs))
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self.metrics.append(dict(metrics))
+
+
+def test_an_extra_metric_chooses_the_best_model_and_stops_the_training(tmp_path):
+    """tau is 1, 3, 2 after steps 1, 2, 3: with patience 1 there is no step 4, and step 2 is the best."""
+    seen = []
+
+    def tau(trainer) -> dict[str, float]:
+        seen.append((trainer.state.global_step, trainer.draft.training))
+        return {"tau": [1.0, 3.0, 2.0][trainer.state.global_step - 1]}
+
+    recorder = Recorder()
+    trainer = make_trainer(
+        tmp_path,
+        trainer_kwargs={"extra_metrics": [tau], "callbacks": [EarlyStoppingCallback(1), recorder]},
+        max_steps=6,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="tau",
+        greater_is_better=True,
+    )
+    weights = weights_after_training(trainer)
+    assert seen == [(1, False), (2, False), (3, False)]
+    assert [entry["eval_tau"] for entry in recorder.metrics] == [1.0, 3.0, 2.0]
+    assert [entry["eval_tau"] for entry in recorder.logs if "eval_tau" in entry] == [1.0, 3.0, 2.0]
+    assert (trainer.state.global_step, trainer.state.best_metric) == (3, 3.0)
+    best = GriffinDraftModel.from_pretrained(tmp_path / "checkpoint-2")
+    assert all(torch.equal(weights[name], weight) for name, weight in best.named_parameters())
+
+
+def test_a_target_with_a_place_of_its_own_stays_there(tmp_path, monkeypatch):
+    moved = []
+    monkeypatch.setattr(GriffinTrainer, "_move_model_to_device", lambda self, model, device: moved.append(model))
+    for name, value in (("hf_device_map", {"": "cpu"}), ("is_quantized", True)):
+        target = tiny_llama()
+        setattr(target, name, value)
+        trainer = make_trainer(tmp_path, target=target)
+        assert [model is target for model in moved] == [False]  # the draft only
+        assert not any(weight.requires_grad for weight in trainer.target.parameters())
+        moved.clear()
+    trainer = make_trainer(tmp_path)
+    assert [model is trainer.target for model in moved] == [False, True]
+
+
+def test_a_target_loaded_with_a_device_map_trains_a_draft(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "target")
+    target = AutoModelForCausalLM.from_pretrained(tmp_path / "target", device_map={"": "cpu"})
+    trainer = make_trainer(tmp_path, target=target, max_steps=1)
+    trainer.train()
+    assert torch.isfinite(torch.tensor(training_log(trainer)[0]["loss"]))
+
+
+def test_a_model_that_is_no_draft_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`model` is a LlamaForCausalLM, but must be a GriffinDraftModel"):
+        make_trainer(tmp_path, model=tiny_llama())
+
+
+class FakeHub:
+    """Stands for the Hub: keeps the names of the files that would be uploaded."""
+
+    def __init__(self) -> None:
+        self.uploads: list[set[str]] = []
+
+    def create_repo(self, repo_id, **kwargs):
+        return SimpleNamespace(repo_id=f"user/{repo_id}")
+
+    def upload_folder(self, folder_path, run_as_future=False, **kwargs):
+        self.uploads.append({path.name for path in Path(folder_path).iterdir()})
+        return SimpleNamespace(done=lambda: True, result=lambda: None) if run_as_future else None
+
+
+def test_push_to_hub_uploads_weights_tree_settings_and_card(tmp_path, monkeypatch):
+    hub = FakeHub()
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
+    settings = {"save_strategy": "steps", "save_steps": 1, "hub_strategy": "checkpoint", "max_steps": 1}
+    trainer = make_trainer(tmp_path, push_to_hub=True, **settings)
+    trainer.train()
+    trainer.push_to_hub()
+    model_files = {"model.safetensors", "config.json", "generation_config.json", "training_args.bin"}
+    first, checkpoint, last = hub.uploads
+    assert model_files <= first
+    assert model_files | {"trainer_state.json", "optimizer.pt"} <= checkpoint
+    assert model_files | {"README.md"} <= last
+    assert "library_name: transformers" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize("settings", [{"bf16": True}, {"torch_compile": True, "torch_compile_backend": "eager"}])
@@ -119,30 +204,3 @@ def test_mixed_precision_and_compilation_change_little(tmp_path, settings):
     assert found == pytest.approx(expected, rel=0.02)  # bfloat16 has 8 bits
     changed.train()
     assert "forward" not in changed.draft.__dict__ or "bf16" in settings  # accelerate's own autocast stays
-
-
-SCRIPT = """
-import json, sys, torch
-sys.path[:0] = json.loads(sys.argv[1])
-from test_trainer import make_trainer, weights_after_training
-torch.set_num_threads(1)
-trainer = make_trainer(sys.argv[2], optim="sgd", learning_rate=0.1, **json.loads(sys.argv[3]))
-weights = weights_after_training(trainer)
-if trainer.is_world_process_zero():
-    torch.save(weights, sys.argv[2] + "/weights.pt")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_two_processes_train_like_one_with_twice_the_batch(tmp_path, accumulation):
-    settings = {"num_passes": 3, "alignment_top_k": 0, "gradient_accumulation_steps": accumulation}
-    (tmp_path / "script.py").write_text(SCRIPT)
-    paths = json.dumps([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [str(tmp_path / "script.py"), paths, str(tmp_path)]
-    overrides = json.dumps({"per_device_train_batch_size": 2, "ddp_find_unused_parameters": False, **settings})
-    subprocess.run([*launch, *script, overrides], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200)
-
-    one = make_trainer(tmp_path, per_device_train_batch_size=4, optim="sgd", learning_rate=0.1, **settings)
-    assert_same_weights(torch.load(tmp_path / "weights.pt"), weights_after_training(one))

@@ -79,8 +79,8 @@ def _wrap_validation(original: Any) -> Any:
     def validate_generation_mode(
         self: Any, generation_mode: Any, generation_config: GenerationConfig, generation_mode_kwargs: dict[str, Any]
     ) -> None:
-        draft = generation_mode_kwargs.get("assistant_model")
-        if isinstance(draft, GriffinDraftModel):
+        draft = draft_of(generation_mode_kwargs.get("assistant_model"))
+        if draft is not None:
             check_target(self, generation_config)
             draft.bind(self)
         original(self, generation_mode, generation_config, generation_mode_kwargs)
@@ -90,8 +90,8 @@ def _wrap_validation(original: Any) -> Any:
 
 def _wrap_decoding(original: Any) -> Any:
     def assisted_decoding(self: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        draft = kwargs.get("assistant_model")
-        if not isinstance(draft, GriffinDraftModel):
+        draft = draft_of(kwargs.get("assistant_model"))
+        if draft is None:
             return original(self, input_ids, *args, **kwargs)
         check_inputs(input_ids, kwargs)
         for unused in ("assistant_model", "inputs_tensor", "assistant_tokenizer", "tokenizer", "synced_gpus"):
@@ -99,6 +99,13 @@ def _wrap_decoding(original: Any) -> Any:
         return decode_with_draft(self, input_ids, *args, draft=draft, **kwargs)
 
     return assisted_decoding
+
+
+def draft_of(assistant: Any) -> GriffinDraftModel | None:
+    """The draft that an assistant is, or has adapters on; None for other assistants."""
+    # A PEFT model, the only one with this method, puts its adapters into the draft's own layers.
+    base = assistant.get_base_model() if hasattr(assistant, "get_base_model") else assistant
+    return base if isinstance(base, GriffinDraftModel) else None
 
 
 def check_target(target: PreTrainedModel, generation_config: GenerationConfig) -> None:
@@ -146,4 +153,4 @@ def check_inputs(input_ids: torch.Tensor, kwargs: dict[str, Any]) -> None:
         )
 
 
-__all__ = ["check_inputs", "check_target", "install", "is_installed", "remove"]
+__all__ = ["check_inputs", "check_target", "draft_of", "install", "is_installed", "remove"]

@@ -105,7 +105,7 @@ class GriffinTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.extra_metrics = extra_metrics
         if self.is_fsdp_enabled:
-            self.accelerator.state.fsdp_plugin.auto_wrap_policy = None
+            self._shard_as_one_unit()
         self.draft = draft
         self.target = self._freeze(target)
         self.draft.bind(target)
@@ -114,6 +114,16 @@ class GriffinTrainer(Trainer):
         if args.torch_compile:
             self._compile()
         self._counts = {"train": self._no_counts(), "eval": self._no_counts()}
+
+    def _shard_as_one_unit(self) -> None:
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2 or plugin.activation_checkpointing:
+            raise ValueError(
+                f"FSDP is set to version {plugin.fsdp_version} with activation checkpointing "
+                f"{plugin.activation_checkpointing}, but drafts are trained with version 2 and without. Set "
+                '`fsdp_config={"version": 2}`, and `activation_checkpointing=True` in the training arguments.'
+            )
+        plugin.auto_wrap_policy = None
 
     def _compile(self) -> None:
         """
