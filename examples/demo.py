@@ -20,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 import transformers_griffin  # noqa: F401  # registers the draft and installs the hook
-from transformers_griffin.evaluation import Answer, answer_prompt, compare
+from transformers_griffin.evaluation import TimedAnswer, answer_prompt, compare
 
 
 MINI = Path(__file__).parent / "mini"
@@ -90,7 +90,7 @@ def read_prompts(domain: str, count: int) -> list[str]:
     return [json.loads(line)["turns"][0] for line in lines[:count]]
 
 
-def describe(plain: Answer, drafted: Answer) -> str:
+def describe(plain: TimedAnswer, drafted: TimedAnswer) -> str:
     cycles = drafted.acceptance_lengths
     tau = sum(cycles) / len(cycles) if cycles else float("nan")
     return (
@@ -99,7 +99,7 @@ def describe(plain: Answer, drafted: Answer) -> str:
     )
 
 
-def print_table(rows: list[tuple[str, list[Answer], list[Answer]]], lossless_check: bool) -> None:
+def print_table(rows: list[tuple[str, list[TimedAnswer], list[TimedAnswer]]], lossless_check: bool) -> None:
     rows = [*rows, ("all", [a for _, p, _ in rows for a in p], [a for _, _, d in rows for a in d])]
     print(f"\n{'domain':<10} {'identical':<10} {'tau':>5} {'plain tok/s':>12} {'GRIFFIN tok/s':>14} {'SR':>6}")
     for domain, plain, drafted in rows:

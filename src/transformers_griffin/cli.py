@@ -231,7 +231,7 @@ def run_generate(args: argparse.Namespace) -> None:
     )
     print(
         f"[{len(answer.new_tokens)} tokens, {len(answer.acceptance_lengths)} cycles, "
-        f"tau {mean_acceptance_length([answer]):.2f}, {answer.tokens_per_second:.1f} tokens/s]"
+        f"tau {mean_acceptance_length([answer.acceptance_lengths]):.2f}, {answer.tokens_per_second:.1f} tokens/s]"
     )
 
 

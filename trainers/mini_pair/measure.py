@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from transformers_griffin.decoding.candidate_generator import GriffinCandidateGenerator
 from transformers_griffin.decoding.target_forward import TargetForward
-from transformers_griffin.evaluation import Answer, answer_prompt, compare
+from transformers_griffin.evaluation import TimedAnswer, answer_prompt, compare
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
@@ -67,7 +67,7 @@ def run_modes(args, target, draft, tokenizer, trees, temperature: float, label: 
     settings = {"max_new_tokens": args.max_new_tokens, "pad_token_id": tokenizer.pad_token_id}
     settings |= {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     modes = {"plain": None} | trees
-    answers: dict[str, dict[str, list[Answer]]] = {mode: {domain: [] for domain in DOMAINS} for mode in modes}
+    answers: dict[str, dict[str, list[TimedAnswer]]] = {mode: {domain: [] for domain in DOMAINS} for mode in modes}
     prompts = [(d, p) for d in DOMAINS for p in read_prompts(d, args.prompts_per_domain)]
     for index, (domain, prompt) in enumerate(tqdm([prompts[0], *prompts], desc=label)):
         input_ids = encode(tokenizer, prompt)
@@ -83,7 +83,7 @@ def run_modes(args, target, draft, tokenizer, trees, temperature: float, label: 
     return answers
 
 
-def by_domain(plain: dict[str, list[Answer]], drafted: dict[str, list[Answer]]) -> dict:
+def by_domain(plain: dict[str, list[TimedAnswer]], drafted: dict[str, list[TimedAnswer]]) -> dict:
     rows = {domain: compare(plain[domain], drafted[domain]).as_dict() for domain in DOMAINS}
     rows["all"] = compare([*chain(*plain.values())], [*chain(*drafted.values())]).as_dict()
     return {"domains": rows}

@@ -1,21 +1,32 @@
 """What a draft is worth: acceptance, speed and whether the output stayed the same."""
 
-from .answers import Answer, answer_prompt
+from .answers import TimedAnswer, answer_prompt
 from .intervals import bootstrap_interval, paired_ratio_interval
-from .metrics import Comparison, compare, mean_acceptance_length, repeated_ngram_share
+from .metrics import (
+    Comparison,
+    acceptance_by_depth,
+    compare,
+    mean_acceptance_length,
+    misaligned_rates,
+    repeated_ngram_share,
+)
+from .modules import load_metric
 from .replay import KnownAnswers, know_answers, replay_acceptance
 
 
 __all__ = [
-    "Answer",
+    "TimedAnswer",
     "answer_prompt",
     "Comparison",
     "compare",
     "mean_acceptance_length",
+    "acceptance_by_depth",
+    "misaligned_rates",
     "repeated_ngram_share",
     "bootstrap_interval",
     "paired_ratio_interval",
     "KnownAnswers",
     "know_answers",
     "replay_acceptance",
+    "load_metric",
 ]

@@ -15,7 +15,7 @@ from ..modeling_griffin import GriffinDraftModel
 
 
 @dataclass(frozen=True)
-class Answer:
+class TimedAnswer:
     """One timed answer."""
 
     new_tokens: list[int]
@@ -33,7 +33,7 @@ def answer_prompt(
     input_ids: torch.Tensor,
     draft: GriffinDraftModel | None = None,
     **generate_kwargs: Any,
-) -> Answer:
+) -> TimedAnswer:
     """
     Runs `generate()` once and times it.
 
@@ -52,7 +52,7 @@ def answer_prompt(
     )
     _wait_for(input_ids.device)
     wall_seconds = time.perf_counter() - start
-    return Answer(
+    return TimedAnswer(
         new_tokens=output.sequences[0, input_ids.shape[1] :].tolist(),
         wall_seconds=wall_seconds,
         acceptance_lengths=output.acceptance_lengths[0] if draft is not None else [],

@@ -10,8 +10,6 @@ Two drafts are compared on the same draws of prompts (paired): what is easy for 
 Draws come from a generator of their own: the same seed gives the same interval, and no other random state is touched.
 
 Notation for shapes: `num_prompts`.
-
-Next: `acceptance.py`.
 """
 
 from collections.abc import Sequence

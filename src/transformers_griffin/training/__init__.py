@@ -1,6 +1,9 @@
 """How a draft is made: equations, passes, features, data, arguments and the trainer, in that reading order."""
 
+from .acceptance import AcceptanceEvaluator
 from .arguments import GriffinTrainingArguments
+from .callbacks import CurvesCallback
+from .curves import plot_training_curves
 from .data import GriffinDataCollator
 from .regenerate import regenerate_answers
 from .sources import load_training_data, tokenize_dataset
@@ -9,11 +12,14 @@ from .trainer import GriffinTrainer
 
 
 __all__ = [
+    "AcceptanceEvaluator",
+    "CurvesCallback",
     "GriffinDataCollator",
     "GriffinTrainer",
     "GriffinTrainingArguments",
     "load_features",
     "load_training_data",
+    "plot_training_curves",
     "prepare_features",
     "regenerate_answers",
     "tokenize_dataset",
