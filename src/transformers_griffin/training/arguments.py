@@ -103,7 +103,7 @@ class GriffinTrainingArguments(TrainingArguments):
         },
     )
     head_chunk_size: int = field(
-        default=1024, metadata={"help": "Rows of logits that exist at the same time (our choice)."}
+        default=512, metadata={"help": "Rows of logits that exist at the same time (our choice)."}
     )
     max_length: int = field(
         default=2048, metadata={"help": "Conversations are cut to this many tokens (released code)."}
