@@ -54,7 +54,16 @@ def run(tiny: Path, output_dir: Path, *more: str) -> Path:
         *train_griffin.parse_args(
             [
                 *("--target", str(tiny / "target"), "--dataset", str(tiny / "rows.jsonl"), "--eval_rows", "2"),
-                *("--output_dir", str(output_dir), "--use_cpu", "true", "--report_to", "none", "--disable_tqdm", "true"),
+                *(
+                    "--output_dir",
+                    str(output_dir),
+                    "--use_cpu",
+                    "true",
+                    "--report_to",
+                    "none",
+                    "--disable_tqdm",
+                    "true",
+                ),
                 *("--per_device_train_batch_size", "2", *more),
             ]
         )
@@ -158,7 +167,9 @@ def test_the_command_line_wins_over_the_file_and_unknown_keys_are_refused(tmp_pa
     assert (args.learning_rate, args.num_passes) == (3e-5, 4)
 
     file.write_text("target: a\ndataset: b.jsonl\nlerning_rate: 1.0\n")
-    with pytest.raises(ValueError, match=r"has the key 'lerning_rate', which is no argument\. Did you mean: learning_rate"):
+    with pytest.raises(
+        ValueError, match=r"has the key 'lerning_rate', which is no argument\. Did you mean: learning_rate"
+    ):
         train_griffin.parse_args([str(file)])
     with pytest.raises(ValueError, match=r"not used by the HfArgumentParser: \['--lerning_rate', '1'\]"):
         train_griffin.parse_args(["--target", "a", "--dataset", "b", "--lerning_rate", "1"])
@@ -169,7 +180,10 @@ def test_the_command_line_wins_over_the_file_and_unknown_keys_are_refused(tmp_pa
     [
         (["--dataset", "b"], "`target` is not given. Name a recipe of trainers/configs, or give --target."),
         (["--target", "a"], "`dataset` is not given."),
-        (["--target", "a", "--dataset", "b", "--target_quantization", "2bit"], "'2bit', but must be one of 8bit, 4bit"),
+        (
+            ["--target", "a", "--dataset", "b", "--target_quantization", "2bit"],
+            "'2bit', but must be one of 8bit, 4bit",
+        ),
     ],
 )
 def test_what_a_recipe_lacks_is_said(argv, message):
@@ -192,7 +206,9 @@ def test_quantisation_reaches_the_target(monkeypatch):
 
 
 def test_a_run_saves_a_draft_for_the_target_and_its_evaluation(tiny, tmp_path, from_root):
-    final = run(tiny, tmp_path / "run", "--max_steps", "1", "--num_passes", "2", "--draft_config", '{"intermediate_size": 40}')
+    final = run(
+        tiny, tmp_path / "run", "--max_steps", "1", "--num_passes", "2", "--draft_config", '{"intermediate_size": 40}'
+    )
     draft = GriffinDraftModel.from_pretrained(final).bind(tiny_llama())
     assert (draft.config.intermediate_size, draft.dtype) == (40, torch.float32)
     metrics = json.loads((tmp_path / "run" / "eval_results.json").read_text())
