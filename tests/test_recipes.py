@@ -27,6 +27,13 @@ sys.path.insert(0, str(TRAINERS))
 import train_griffin  # noqa: E402  # a script, not a package
 
 
+QUIET = {"use_cpu": "true", "report_to": "none", "disable_tqdm": "true"}
+
+
+def as_flags(settings: dict[str, str]) -> list[str]:
+    return [text for name, value in settings.items() for text in (f"--{name}", value)]
+
+
 @pytest.fixture
 def from_root(monkeypatch, tmp_path):
     """Recipes name their files from the root of the checkout; `datasets` caches elsewhere."""
@@ -50,24 +57,14 @@ def tiny(tmp_path_factory):
 
 def run(tiny: Path, output_dir: Path, *more: str) -> Path:
     """Runs the script on the tiny target; returns the directory of the final draft."""
-    train_griffin.main(
-        *train_griffin.parse_args(
-            [
-                *("--target", str(tiny / "target"), "--dataset", str(tiny / "rows.jsonl"), "--eval_rows", "2"),
-                *(
-                    "--output_dir",
-                    str(output_dir),
-                    "--use_cpu",
-                    "true",
-                    "--report_to",
-                    "none",
-                    "--disable_tqdm",
-                    "true",
-                ),
-                *("--per_device_train_batch_size", "2", *more),
-            ]
-        )
-    )
+    settings = {
+        "target": str(tiny / "target"),
+        "dataset": str(tiny / "rows.jsonl"),
+        "output_dir": str(output_dir),
+        "eval_rows": "2",
+        "per_device_train_batch_size": "2",
+    }
+    train_griffin.main(*train_griffin.parse_args([*as_flags(settings | QUIET), *more]))
     return output_dir / "final"
 
 
@@ -242,9 +239,7 @@ def test_the_mini_recipe_runs_as_it_is(tmp_path, from_root):
         "eval_rows": "2",
         "dataset": "trainers/mini_pair/data/code_problems_mbpp.jsonl.gz",
         "output_dir": str(tmp_path / "run"),
-        "use_cpu": "true",
-        "disable_tqdm": "true",
     }
-    argv = [text for key, value in overrides.items() for text in (f"--{key}", value)]
-    train_griffin.main(*train_griffin.parse_args([str(TRAINERS / "configs/mini_pair.yaml"), *argv]))
+    argv = [str(TRAINERS / "configs/mini_pair.yaml"), *as_flags(overrides | QUIET)]
+    train_griffin.main(*train_griffin.parse_args(argv))
     assert GriffinDraftModel.from_pretrained(tmp_path / "run" / "final").config.intermediate_size == 384

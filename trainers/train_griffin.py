@@ -1,7 +1,7 @@
 """
 Trains a draft for any target by a recipe: a YAML file of `configs/`, and whatever overrides it.
 
-    accelerate launch --config_file trainers/accelerate/ddp.yaml trainers/train_griffin.py trainers/configs/qwen3_8b.yaml
+    python trainers/train_griffin.py trainers/configs/qwen3_8b.yaml --per_device_train_batch_size 2
     python trainers/train_griffin.py trainers/configs/mini_pair.yaml --max_steps 20 --output_dir runs/mini_quick
 
 Keys are the fields of [`RecipeArguments`] below and of [`GriffinTrainingArguments`], hence all of transformers'
@@ -90,7 +90,8 @@ class RecipeArguments:
                 raise ValueError(f"`{name}` is not given. Name a recipe of trainers/configs, or give --{name}.")
         if self.target_quantization not in (None, *QUANTIZATIONS):
             raise ValueError(
-                f"`target_quantization` is {self.target_quantization!r}, but must be one of {', '.join(QUANTIZATIONS)}."
+                f"`target_quantization` is {self.target_quantization!r}, but must be one of "
+                f"{', '.join(QUANTIZATIONS)}."
             )
         if isinstance(self.draft_config, str):
             self.draft_config = json.loads(self.draft_config)
