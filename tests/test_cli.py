@@ -1,6 +1,7 @@
 """The `griffin` command: what it writes, what it prints and how it fails."""
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -9,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from conftest import GOLDEN, tiny_llama
 from transformers_griffin import GriffinDraftModel, __version__
 from transformers_griffin.cli import main
+from transformers_griffin.training import plan
 
 
 RELEASED = GOLDEN / "llama_gqa" / "draft_official"
@@ -130,6 +132,27 @@ def test_generate_with_settings_that_form_no_tree_says_why(pair, capsys):
     assert error.startswith("griffin generate: `num_assistant_tokens` is 50, but a tree of `draft_tree_depth`=2")
 
 
+# ---------------------------------------------------------------------- plan
+
+
+def test_plan_prints_a_table_and_the_same_as_json(capsys, monkeypatch):
+    monkeypatch.setattr(plan, "paper_calibration", lambda: {"LLaMA2-7B": (145.0, 150)})
+    arguments = ["--num-passes", "2", "--tokens", "5000", "--batch-size", "1", "--gpu", "H100", "--stored-features"]
+    assert main(["plan", "--target", str(TARGET / "config.json"), *arguments]) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    settings = plan.PlanSettings(num_passes=2, tokens=5000, batch_size=1, gpu="H100", stored_features=True)
+    expected = plan.plan_training(AutoConfig.from_pretrained(TARGET), settings)
+    assert json.loads(last) == {"target": str(TARGET / "config.json"), **json.loads(json.dumps(expected.as_dict()))}
+    assert "\n".join(table) == plan.format_plan(expected, {"LLaMA2-7B": (145.0, 150)})
+
+
+def test_plan_refuses_an_unknown_gpu_in_one_line(capsys):
+    assert main(["plan", "--target", str(TARGET), "--gpu", "TPU"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "griffin plan: `gpu` is 'TPU', but must be one of A100, H100, H200, L40S, RTX4090.\n"
+    assert captured.out == ""
+
+
 # ---------------------------------------------------------------------- usage
 
 
@@ -140,12 +163,15 @@ def test_generate_with_settings_that_form_no_tree_says_why(pair, capsys):
         (["--help"], 0, "griffin convert user/griffin-release my-draft"),
         (["convert", "--help"], 0, "in the layout of GRIFFIN, EAGLE, EAGLE-2 or HASS"),
         (["generate", "--help"], 0, "drafted tokens verified per cycle"),
+        (["plan", "--help"], 0, "the last line of stdout is one JSON object"),
         ([], 2, "the following arguments are required: COMMAND"),
         (["dance"], 2, "invalid choice: 'dance'"),
         (["convert", "only-one"], 2, "the following arguments are required: OUT"),
         (["convert", "a", "b", "--to", "gguf"], 2, "invalid choice: 'gguf'"),
         (["generate", "--prompt", "x"], 2, "the following arguments are required: --target, --draft"),
         (["generate", "--temperature", "-1"], 2, "-1.0 is not 0 or more"),
+        (["plan"], 2, "the following arguments are required: --target"),
+        (["plan", "--target", "x", "--tokens", "0"], 2, "0 is not 1 or more"),
         (["generate", "--width", "0"], 2, "0 is not 1 or more"),
     ],
 )

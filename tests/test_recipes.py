@@ -1,0 +1,245 @@
+"""Recipes: every YAML is one that the script understands, and the script trains, continues and goes on stepwise."""
+
+import json
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, TrainingArguments
+
+from conftest import tiny_llama
+from transformers_griffin import GriffinDraftModel
+from transformers_griffin.training import GriffinTrainingArguments
+
+
+ROOT = Path(__file__).parents[1]
+TRAINERS = ROOT / "trainers"
+RECIPES = sorted((TRAINERS / "configs").glob("*.yaml"))
+README = (TRAINERS / "README.md").read_text(encoding="utf-8")
+sys.path.insert(0, str(TRAINERS))
+import train_griffin  # noqa: E402  # a script, not a package
+
+
+QUIET = {"use_cpu": "true", "report_to": "none", "disable_tqdm": "true"}
+
+
+def as_flags(settings: dict[str, str]) -> list[str]:
+    return [text for name, value in settings.items() for text in (f"--{name}", value)]
+
+
+@pytest.fixture
+def from_root(monkeypatch, tmp_path):
+    """Recipes name their files from the root of the checkout; `datasets` caches elsewhere."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A directory with a tiny target of 61 words and 12 rows of random words, as overrides that a run needs."""
+    directory = tmp_path_factory.mktemp("tiny")
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(61)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0").save_pretrained(directory / "target")
+    tiny_llama().save_pretrained(directory / "target")
+    generator = torch.Generator().manual_seed(0)
+    rows = [{"input_ids": torch.randint(1, 61, (10,), generator=generator).tolist()} for _ in range(12)]
+    (directory / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return directory
+
+
+def run(tiny: Path, output_dir: Path, *more: str) -> Path:
+    """Runs the script on the tiny target; returns the directory of the final draft."""
+    settings = {
+        "target": str(tiny / "target"),
+        "dataset": str(tiny / "rows.jsonl"),
+        "output_dir": str(output_dir),
+        "eval_rows": "2",
+        "per_device_train_batch_size": "2",
+    }
+    train_griffin.main(*train_griffin.parse_args([*as_flags(settings | QUIET), *more]))
+    return output_dir / "final"
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "model.safetensors")
+
+
+def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ---------------------------------------------------------------------- the files
+
+
+def test_there_is_a_recipe_for_every_target_of_the_paper_and_for_current_ones():
+    assert {path.stem for path in RECIPES} == {
+        *("llama2_7b_chat", "llama2_13b_chat", "llama3_8b_instruct", "llama3_70b_instruct", "vicuna_7b_v1.5"),
+        *("qwen2_7b_instruct", "mixtral_8x7b_instruct"),
+        *("llama3.1_8b_instruct", "qwen3_8b", "gemma3_4b_it", "gpt_oss_20b", "mini_pair"),
+    }
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_parses_into_the_arguments(path):
+    recipe, args = train_griffin.parse_args([str(path), "--use_cpu", "true"])
+    assert isinstance(args, GriffinTrainingArguments)
+    assert (args.num_passes, args.alignment_top_k, args.adam_beta2) == (3, 3, 0.95)
+    assert isinstance(args.learning_rate, float)
+    assert isinstance(recipe.dataset, list)
+    assert isinstance(recipe.draft_config, dict | None)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_says_what_it_assumes_how_to_launch_and_override_it_and_whether_it_was_run(path):
+    head = path.read_text(encoding="utf-8").split("\n\n")[0]
+    for begin in ("# Assumes ", "# Launch ", "# Override "):
+        assert f"\n{begin}" in head
+    assert re.search(r"^# (Measured on|Not yet run|Run for)", head, flags=re.MULTILINE)
+    assert f"trainers/configs/{path.name}" in head
+    assert f"`{path.name}`" in README
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem != "mini_pair"], ids=lambda path: path.stem)
+def test_every_number_of_a_recipe_names_its_source(path):
+    numbers = re.findall(r"^\w+: *[\d.]+(?:e-?\d+)?(?=\s|$).*$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(numbers) >= 20
+    assert not [line for line in numbers if not re.search(r"\[(code|EAGLE|paper|ours)\]", line)]
+
+
+def test_every_key_of_a_recipe_is_documented():
+    own = {item.name: item.metadata.get("help") for item in fields(train_griffin.RecipeArguments)}
+    own |= {item.name: item.metadata.get("help") for item in fields(GriffinTrainingArguments)}
+    stock = {item.name for item in fields(TrainingArguments)}
+    for path in RECIPES:
+        for key in train_griffin.read_recipe(str(path)):
+            assert key in stock or own[key], f"{key} has no help"
+    for item in fields(train_griffin.RecipeArguments):
+        assert f"`{item.name}`" in README
+
+
+@pytest.mark.parametrize("path", sorted((TRAINERS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_understands_its_configurations(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 8
+    assert config.mixed_precision == "bf16"
+    wrapped = config.fsdp_config.get("fsdp_transformer_layer_cls_to_wrap", "GriffinDecoderLayer")
+    assert wrapped in GriffinDraftModel._no_split_modules
+    assert f"`{path.name}`" in README
+
+
+def test_the_vicuna_template_writes_fastchats_conversation_and_marks_the_answers():
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "examples/mini/target")
+    tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
+    tokenizer.chat_template = (TRAINERS / "configs/chat_templates/vicuna.jinja").read_text(encoding="utf-8")
+    chat = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Bye"},
+    ]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert text == "<s>Be kind. USER: Hi ASSISTANT: Hello</s> USER: Bye ASSISTANT:"
+    encoded = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+    said = [token for token, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
+    assert tokenizer.decode(said) == " Hello</s>"
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+def test_the_command_line_wins_over_the_file_and_unknown_keys_are_refused(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("target: a\ndataset: b.jsonl\nlearning_rate: 3e-5\nnum_passes: 2\nreport_to: none\n")
+    more = ["--num_passes", "4", "--use_cpu", "true", "--draft_config", '{"intermediate_size": 48}']
+    recipe, args = train_griffin.parse_args([str(file), *more])
+    assert (recipe.target, recipe.dataset, recipe.draft_config) == ("a", ["b.jsonl"], {"intermediate_size": 48})
+    assert (args.learning_rate, args.num_passes) == (3e-5, 4)
+
+    file.write_text("target: a\ndataset: b.jsonl\nlerning_rate: 1.0\n")
+    with pytest.raises(
+        ValueError, match=r"has the key 'lerning_rate', which is no argument\. Did you mean: learning_rate"
+    ):
+        train_griffin.parse_args([str(file)])
+    with pytest.raises(ValueError, match=r"not used by the HfArgumentParser: \['--lerning_rate', '1'\]"):
+        train_griffin.parse_args(["--target", "a", "--dataset", "b", "--lerning_rate", "1"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--dataset", "b"], "`target` is not given. Name a recipe of trainers/configs, or give --target."),
+        (["--target", "a"], "`dataset` is not given."),
+        (
+            ["--target", "a", "--dataset", "b", "--target_quantization", "2bit"],
+            "'2bit', but must be one of 8bit, 4bit",
+        ),
+    ],
+)
+def test_what_a_recipe_lacks_is_said(argv, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train_griffin.parse_args(argv)
+
+
+def test_quantisation_reaches_the_target(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        train_griffin.AutoModelForCausalLM, "from_pretrained", lambda name, **kwargs: asked.update(kwargs, name=name)
+    )
+    train_griffin.load_target(train_griffin.RecipeArguments(target="t", dataset=["d"], target_quantization="4bit"))
+    assert asked["quantization_config"].load_in_4bit
+    assert (asked["name"], asked["dtype"]) == ("t", "auto")
+    assert "device_map" not in asked
+
+
+# ---------------------------------------------------------------------- runs
+
+
+def test_a_run_saves_a_draft_for_the_target_and_its_evaluation(tiny, tmp_path, from_root):
+    final = run(
+        tiny, tmp_path / "run", "--max_steps", "1", "--num_passes", "2", "--draft_config", '{"intermediate_size": 40}'
+    )
+    draft = GriffinDraftModel.from_pretrained(final).bind(tiny_llama())
+    assert (draft.config.intermediate_size, draft.dtype) == (40, torch.float32)
+    metrics = json.loads((tmp_path / "run" / "eval_results.json").read_text())
+    assert {"eval_pass_1/accuracy", "eval_pass_2/accuracy"} <= metrics.keys()
+
+
+def test_step_2_starts_from_the_draft_of_step_1(tiny, tmp_path, from_root):
+    """With learning rate 0 nothing but the start decides the result; with one, both passes change it."""
+    step1 = run(tiny, tmp_path / "step1", "--max_steps", "1", "--num_passes", "1", "--learning_rate", "0.01")
+    stepwise = ["--draft", str(step1), "--max_steps", "1", "--num_passes", "2", "--num_passes_schedule", "0"]
+    unchanged = run(tiny, tmp_path / "still", *stepwise, "--learning_rate", "0")
+    assert are_equal(weights(unchanged), weights(step1))
+    step2 = run(tiny, tmp_path / "step2", *stepwise, "--learning_rate", "0.01")
+    assert not are_equal(weights(step2), weights(step1))
+
+
+def test_the_same_command_continues_an_interrupted_run(tiny, tmp_path, from_root):
+    """One step, saved; then the same directory with three steps: the log holds every step once."""
+    run(tiny, tmp_path / "run", "--max_steps", "1", "--save_steps", "1", "--logging_steps", "1")
+    run(tiny, tmp_path / "run", "--max_steps", "3", "--save_steps", "1", "--logging_steps", "1")
+    state = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3]
+
+
+def test_the_mini_recipe_runs_as_it_is(tmp_path, from_root):
+    """Two steps on short rows; everything else is the file's."""
+    overrides = {
+        "max_steps": "2",
+        "max_length": "48",
+        "per_device_train_batch_size": "2",
+        "eval_rows": "2",
+        "dataset": "trainers/mini_pair/data/code_problems_mbpp.jsonl.gz",
+        "output_dir": str(tmp_path / "run"),
+    }
+    argv = [str(TRAINERS / "configs/mini_pair.yaml"), *as_flags(overrides | QUIET)]
+    train_griffin.main(*train_griffin.parse_args(argv))
+    assert GriffinDraftModel.from_pretrained(tmp_path / "run" / "final").config.intermediate_size == 384

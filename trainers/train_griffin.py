@@ -1,0 +1,192 @@
+"""
+Trains a draft for any target by a recipe: a YAML file of `configs/`, and whatever overrides it.
+
+    python trainers/train_griffin.py trainers/configs/qwen3_8b.yaml --per_device_train_batch_size 2
+    python trainers/train_griffin.py trainers/configs/mini_pair.yaml --max_steps 20 --output_dir runs/mini_quick
+
+Keys are the fields of [`RecipeArguments`] below and of [`GriffinTrainingArguments`], hence all of transformers'
+`TrainingArguments`. A run that was interrupted continues from its newest checkpoint; the result is in
+`<output_dir>/final`. The passes rise from 1 to `num_passes` within one run; the paper's way, one run for every number
+of passes, is three commands::
+
+    python trainers/train_griffin.py RECIPE --num_passes 1 --output_dir runs/step1
+    python trainers/train_griffin.py RECIPE --num_passes 2 --num_passes_schedule 0 --draft runs/step1/final \\
+        --output_dir runs/step2
+    python trainers/train_griffin.py RECIPE --num_passes 3 --num_passes_schedule 0 0 --draft runs/step2/final \\
+        --output_dir runs/step3
+
+Measured: see the head of each recipe, and README.md beside this file.
+"""
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import yaml
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from transformers_griffin import GriffinDraftModel
+from transformers_griffin.cli import load_draft
+from transformers_griffin.training import GriffinTrainer, GriffinTrainingArguments
+
+
+QUANTIZATIONS = {
+    "8bit": {"load_in_8bit": True},
+    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
+}
+
+
+@dataclass
+class RecipeArguments:
+    """What is trained on what: the target, the draft and the data."""
+
+    target: str = field(default=None, metadata={"help": "Directory or Hub repository of the target."})
+    target_revision: str = field(default=None, metadata={"help": "Branch, tag or commit of the target on the Hub."})
+    target_dtype: str = field(default="auto", metadata={"help": "The target's dtype, for example `bfloat16`."})
+    target_device_map: str = field(
+        default=None, metadata={"help": "`auto` spreads the target over all devices; then start one process only."}
+    )
+    target_quantization: str = field(
+        default=None, metadata={"help": "`8bit` or `4bit`: load the target quantised by bitsandbytes."}
+    )
+    attn_implementation: str = field(default=None, metadata={"help": "The target's attention, for example `sdpa`."})
+    chat_template: str = field(
+        default=None, metadata={"help": "File with a chat template, for a tokenizer that has none."}
+    )
+    draft: str = field(
+        default=None, metadata={"help": "Draft to start from, ours or a released checkpoint; a fresh one without it."}
+    )
+    draft_config: dict | str | None = field(
+        default=None, metadata={"help": "Fields of `GriffinDraftConfig` for a fresh draft; JSON on the command line."}
+    )
+    dataset: list[str] = field(
+        default=None, metadata={"help": "JSON files, a saved dataset's directory, or a dataset on the Hub."}
+    )
+    dataset_split: str = field(default="train", metadata={"help": "Split of a dataset that has several."})
+    eval_dataset: list[str] = field(
+        default=None, metadata={"help": "Data to evaluate on; rows are held out of `dataset` without it."}
+    )
+    eval_rows: int = field(default=512, metadata={"help": "Rows to evaluate on; 0 for no evaluation."})
+
+    def __post_init__(self) -> None:
+        for name in ("target", "dataset"):
+            if getattr(self, name) is None:
+                raise ValueError(f"`{name}` is not given. Name a recipe of trainers/configs, or give --{name}.")
+        if self.target_quantization not in (None, *QUANTIZATIONS):
+            raise ValueError(
+                f"`target_quantization` is {self.target_quantization!r}, but must be one of "
+                f"{', '.join(QUANTIZATIONS)}."
+            )
+        if isinstance(self.draft_config, str):
+            self.draft_config = json.loads(self.draft_config)
+        for name in ("dataset", "eval_dataset"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
+
+
+def main(recipe: RecipeArguments, args: GriffinTrainingArguments) -> None:
+    set_seed(args.seed)
+    tokenizer = load_tokenizer(recipe)
+    target = load_target(recipe)
+    train_rows, eval_rows = load_data(recipe, args.seed)
+    trainer = GriffinTrainer(
+        model=make_draft(recipe, target),
+        target=target,
+        args=args,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        processing_class=tokenizer,
+    )
+    has_started = os.path.isdir(args.output_dir)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if has_started else None)
+    if eval_rows is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    trainer.save_model(os.path.join(args.output_dir, "final"))
+
+
+def load_tokenizer(recipe: RecipeArguments) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(recipe.target, revision=recipe.target_revision)
+    if recipe.chat_template is not None:
+        tokenizer.chat_template = Path(recipe.chat_template).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def load_target(recipe: RecipeArguments) -> PreTrainedModel:
+    settings = {
+        "revision": recipe.target_revision,
+        "device_map": recipe.target_device_map,
+        "attn_implementation": recipe.attn_implementation,
+    }
+    if recipe.target_quantization is not None:
+        settings["quantization_config"] = BitsAndBytesConfig(**QUANTIZATIONS[recipe.target_quantization])
+    given = {name: value for name, value in settings.items() if value is not None}
+    return AutoModelForCausalLM.from_pretrained(recipe.target, dtype=recipe.target_dtype, **given)
+
+
+def make_draft(recipe: RecipeArguments, target: PreTrainedModel) -> GriffinDraftModel:
+    """A fresh draft or the given one, in float32: small updates vanish in half precision."""
+    if recipe.draft is not None:
+        return load_draft(recipe.draft, target).float()
+    return GriffinDraftModel.from_target(target, **(recipe.draft_config or {})).float()
+
+
+def load_data(recipe: RecipeArguments, seed: int) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Rows to train on and, if `eval_rows` is not 0, rows to evaluate on."""
+    rows = open_rows(recipe.dataset, recipe.dataset_split)
+    if recipe.eval_rows == 0:
+        return rows, None
+    if recipe.eval_dataset is not None:
+        return rows, open_rows(recipe.eval_dataset, recipe.dataset_split).take(recipe.eval_rows)
+    parts = rows.train_test_split(test_size=recipe.eval_rows, seed=seed)
+    return parts["train"], parts["test"]
+
+
+def open_rows(sources: list[str], split: str) -> datasets.Dataset:
+    return datasets.load_dataset("json", data_files=sources, split=split)
+
+
+def parse_args(argv: Sequence[str]) -> tuple[RecipeArguments, GriffinTrainingArguments]:
+    """A YAML file, if the first argument is one, and `--key value` pairs, which win."""
+    parser = HfArgumentParser((RecipeArguments, GriffinTrainingArguments), allow_abbrev=False)
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        parser.set_defaults(**read_recipe(argv[0]))
+        argv = argv[1:]
+    return parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """
+    Keys and values of a YAML file.
+
+    Raises:
+        ValueError: if a key is none of the two argument classes'.
+    """
+    values: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    known = [item.name for kind in (RecipeArguments, GriffinTrainingArguments) for item in fields(kind) if item.init]
+    for key in values:
+        if key not in known:
+            near = ", ".join(difflib.get_close_matches(key, known)) or "see --help"
+            raise ValueError(f"{path} has the key {key!r}, which is no argument. Did you mean: {near}?")
+    return values
+
+
+if __name__ == "__main__":
+    main(*parse_args(sys.argv[1:]))
