@@ -67,7 +67,7 @@ class Architecture:
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
     mode: str = "tree"  # what its targets verify, "tree" or "chain"
-    takes_plain_cache: bool = True  # whether transformers decodes it with a `DynamicCache()` that has seen no config
+    takes_plain_cache: bool = True  # whether transformers itself takes a `DynamicCache()` that has seen no config
     seed: int = 0  # of its weights; chosen where 0 gives a target that repeats one token
 
 
@@ -124,7 +124,8 @@ ARCHITECTURES = (
     Architecture(
         "DeepSeek-V3.2, sparse attention",
         "deepseek_v32",
-        # Few heads would tie: the indexer's scores are sums of rectified ones, and zeros are equal.
+        # With 4 heads the indexer's scores, sums of rectified ones, are often exactly 0 for several tokens. Which of
+        # equal scores are among the top 16 depends on the shape of the forward, in any precision.
         MOE | LATENT | {"first_k_dense_replace": 1, "index_topk": 16, "index_n_heads": 32, "index_head_dim": 16},
         mode="chain",
         takes_plain_cache=False,
@@ -155,6 +156,7 @@ ARCHITECTURES = (
 
 def make_target(architecture: Architecture, attn_implementation: str | None = None) -> PreTrainedModel:
     """A random target in evaluation mode; the same at every call."""
+    torch.manual_seed(architecture.seed)  # of what stays as transformers draws it: sinks, biases of routers
     config = AutoConfig.for_model(architecture.model_type, **(COMMON | architecture.config))
     target = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation).eval()
     target.generation_config.update(pad_token_id=0, bos_token_id=None, eos_token_id=None, use_cache=True)

@@ -161,6 +161,15 @@ def test_cache_keeps_only_verified_pairs():
     torch.testing.assert_close(generator.cache.layers[0].values, cache.layers[0].values)
 
 
+def test_cache_forgets_nothing_although_the_config_names_a_sliding_window():
+    """The draft's attention has no window, so neither has its cache: 5, 7 and 9 pairs are more than 4."""
+    plain, windowed = generator_of(random_draft()), generator_of(random_draft(sliding_window=4))
+    tokens, features = random_pairs(9)
+    for start, end in ((0, 5), (5, 7), (7, 9)):
+        new = tokens[:, start:end], features[:, start:end]
+        assert_same_tree(windowed.draft_tree(*new), plain.draft_tree(*new))
+
+
 # ---------------------------------------------------------------------- padding and batches
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, Architecture
+from architectures import ARCHITECTURES, Architecture, make_target
 from exactness import (
     CHAIN,
     FLAT_TREE,
@@ -71,6 +71,16 @@ def test_greedy_answer_is_the_plain_one_with_a_static_cache(architecture: Archit
     plain = decode_plainly(architecture, SHORT)
     ours, _ = decode_with_noisy_oracle(plain, SMALL_TREE, cache_implementation="static")
     assert_exact(plain, ours, depth=4)
+
+
+@each_architecture
+def test_target_is_the_same_at_every_call(architecture: Architecture) -> None:
+    """Whatever was drawn before: a test that fails once must fail again."""
+    weights = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        weights.append(make_target(architecture).state_dict())
+    torch.testing.assert_close(*weights, atol=0, rtol=0)
 
 
 @each_architecture

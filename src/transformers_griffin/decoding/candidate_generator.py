@@ -65,7 +65,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
         self.num_draft_tokens, self.depth, self.top_k = tree_settings(
             generation_config or draft.generation_config, draft.config.vocab_size
         )
-        self.cache = DynamicCache(config=draft.config)
+        self.cache = DynamicCache()  # whatever windows the config names: the draft's attention has none
         self.padding_mask: torch.Tensor | None = None  # (batch_size, pairs in the cache), only for padded prompts
         self.next_position = torch.zeros(
             1, 1, dtype=torch.long, device=draft.device
