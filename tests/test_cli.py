@@ -1,19 +1,22 @@
 """The `griffin` command: what it writes, what it prints and how it fails."""
 
 import io
+import json
 import re
 import subprocess
 import sys
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModel, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from conftest import GOLDEN, tiny_llama
 from transformers_griffin import GriffinDraftModel, __version__
 from transformers_griffin.cli import main
+from transformers_griffin.training import load_features, load_training_data
 
 
 RELEASED = GOLDEN / "llama_gqa" / "draft_official"
@@ -130,6 +133,70 @@ def test_generate_with_settings_that_form_no_tree_says_why(pair, capsys):
     assert error.startswith("griffin generate: `num_assistant_tokens` is 50, but a tree of `draft_tree_depth`=2")
 
 
+# ---------------------------------------------------------------------- prepare
+
+
+@pytest.fixture
+def chats(tmp_path, monkeypatch):
+    """A file of three conversations, one without an answer."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    question, answer = {"role": "user", "content": "w5 w9"}, {"role": "assistant", "content": "w7 w8 w9"}
+    rows = [{"messages": messages} for messages in ([question, answer], [question], [question, answer] * 2)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "chats.jsonl"
+
+
+@pytest.fixture(scope="module")
+def chatting_pair(pair):
+    """The pair, with a chat template."""
+    tokenizer = AutoTokenizer.from_pretrained(pair / "target")
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ 'w1 ' if message['role'] == 'user' else 'w2 ' }}"
+        "{{ message['content'] + ' w3 ' }}{% endfor %}{% if add_generation_prompt %}{{ 'w2' }}{% endif %}"
+    )
+    tokenizer.save_pretrained(pair / "target")
+    yield pair
+    tokenizer.chat_template = None
+    (pair / "target" / "chat_template.jinja").unlink()
+
+
+def prepare_args(pair, data, output, *more: str) -> list[str]:
+    return ["prepare", "--target", str(pair / "target"), "--data", str(data), "--output", str(output), *more]
+
+
+def test_prepare_says_what_it_will_take_and_stores_features(chatting_pair, chats, tmp_path, capsys):
+    """w1 w5 w9 w3 w2 w7 w8 w9 w3, once and twice: 27 tokens of 64 + 4 + 1 + 4 bytes, and 128 bytes for the one row."""
+    args = prepare_args(chatting_pair, chats, tmp_path / "out", "--pack", "--max-length", "30", "--dtype", "float32")
+    assert main(args) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path / 'out'} will take 1 rows, 27 tokens, 2.10kB of features.",
+        f"Wrote {tmp_path / 'out'}: features of {chatting_pair / 'target'}",
+    ]
+    (row,) = load_features(tmp_path / "out", tiny_llama())
+    assert row["input_ids"] == [1, 5, 9, 3, 2, 7, 8, 9, 3] * 3
+    assert row["loss_mask"] == [0, 0, 0, 0, 0, 1, 1, 1, 1] * 3
+    assert row["documents"] == [1] * 18 + [2] * 9
+    assert row["features"].shape == (27, 32)
+
+
+def test_prepare_regenerates_answers_that_features_can_be_stored_of(chatting_pair, chats, tmp_path, capsys):
+    answers, more = tmp_path / "answers", ["--max-new-tokens", "5", "--max-length", "40"]
+    assert main(prepare_args(chatting_pair, chats, answers, "--regenerate", *more, "--batch-size", "2")) == 0
+    assert capsys.readouterr().out == f"Wrote {answers}: answers of {chatting_pair / 'target'}\n"
+    assert [len(row["messages"]) for row in load_training_data(answers)] == [2, 2, 2]
+    assert main(prepare_args(chatting_pair, answers, tmp_path / "features", "--max-length", "40")) == 0
+    assert len(load_features(tmp_path / "features", tiny_llama())) == 3
+
+
+def test_a_failed_preparation_is_one_line_on_stderr(chatting_pair, chats, tmp_path, capsys):
+    assert main(prepare_args(chatting_pair, tmp_path / "missing.jsonl", tmp_path / "out")) == 1
+    error = capsys.readouterr().err
+    assert error == f"griffin prepare: {tmp_path / 'missing.jsonl'} does not exist.\n"
+    assert main(prepare_args(chatting_pair, chats, tmp_path / "out", "--max-length", "4")) == 1
+    assert "None of 3 rows has a token with a loss within `max_length` 4" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 # ---------------------------------------------------------------------- usage
 
 
@@ -146,6 +213,8 @@ def test_generate_with_settings_that_form_no_tree_says_why(pair, capsys):
         (["convert", "a", "b", "--to", "gguf"], 2, "invalid choice: 'gguf'"),
         (["generate", "--prompt", "x"], 2, "the following arguments are required: --target, --draft"),
         (["generate", "--temperature", "-1"], 2, "-1.0 is not 0 or more"),
+        (["prepare", "--help"], 0, "it continues with the next shard"),
+        (["prepare"], 2, "the following arguments are required: --target, --data, --output"),
         (["generate", "--width", "0"], 2, "0 is not 1 or more"),
     ],
 )

@@ -13,6 +13,7 @@ from datasets import Dataset
 sys.path.append(str(Path(__file__).parents[1]))  # for the script of test_prepare_killed.py
 
 from chats import word_tokenizer
+
 from conftest import tiny_llama
 from transformers_griffin.training import prepare_features, regenerate_answers
 from transformers_griffin.training.packing import pack_columns

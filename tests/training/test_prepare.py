@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
-
 from chats import word_tokenizer
-from conftest import tiny_llama
+from datasets import Dataset
 from prepare_helpers import files_of, packed_rows, run_features, token_rows
+
+from conftest import tiny_llama
 from transformers_griffin.training import GriffinDataCollator, load_features, prepare_features
 from transformers_griffin.training.stored_features import plan_features, target_features
 
@@ -160,7 +160,11 @@ def flip_a_byte(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (lambda path: flip_a_byte(path / "shard-00002.arrow"), ValueError, "shard-00002.arrow is damaged: its SHA-256"),
+        (
+            lambda path: flip_a_byte(path / "shard-00002.arrow"),
+            ValueError,
+            "shard-00002.arrow is damaged: its SHA-256",
+        ),
         (lambda path: os.truncate(path / "shard-00000.arrow", 99), ValueError, "arrow has 99 bytes instead of"),
         (lambda path: (path / "shard-00001.arrow").unlink(), FileNotFoundError, "shard-00001.arrow is missing"),
         (lambda path: os.truncate(path / "manifest.json", 99), ValueError, "manifest.json is damaged"),
@@ -246,14 +250,18 @@ def test_features_that_are_not_finite_name_the_row(tmp_path):
     rows = Dataset.from_dict({"input_ids": [[8, 9], [8, 9], [5, 7, 9]]})
     with torch.no_grad():
         target.model.embed_tokens.weight[7] = torch.nan
-    with pytest.raises(ValueError, match="features of row 2 of the tokenized data are not finite. It begins 'there no"):
+    with pytest.raises(
+        ValueError, match=r"features of row 2 of the tokenized data are not finite\. It begins 'there no"
+    ):
         prepare_features(target, word_tokenizer(), rows, tmp_path, shard_size=2)
     assert len(json.loads((tmp_path / "manifest.json").read_text())["shards"]) == 1
 
 
 def test_tokens_that_the_target_does_not_know_are_refused(tmp_path):
     rows = Dataset.from_dict({"input_ids": [[1, 2], [3, 61]]})
-    with pytest.raises(ValueError, match="Rows 0 to 1 of the tokenized data contain token 61, but .* vocabulary of 61"):
+    with pytest.raises(
+        ValueError, match=r"Rows 0 to 1 of the tokenized data contain token 61, but .* vocabulary of 61"
+    ):
         prepare_features(tiny_llama(), word_tokenizer(), rows, tmp_path)
     with pytest.raises(ValueError, match="has 62 tokens, but the target"):
         prepare_features(tiny_llama(), word_tokenizer(extra_words=54), token_rows(), tmp_path)
