@@ -14,7 +14,14 @@ from datasets import Dataset
 from prepare_helpers import files_of, packed_rows, run_features, token_rows
 
 from conftest import tiny_llama
-from transformers_griffin.training import GriffinDataCollator, load_features, prepare_features
+from transformers_griffin import GriffinDraftModel
+from transformers_griffin.training import (
+    GriffinDataCollator,
+    GriffinTrainer,
+    GriffinTrainingArguments,
+    load_features,
+    prepare_features,
+)
 from transformers_griffin.training.stored_features import plan_features, target_features
 
 
@@ -109,6 +116,25 @@ def test_loaded_features_reach_the_batch_and_other_processes(written):
     assert batch["features"].shape == (2, max(lengths), 32)
     assert_close(batch["features"][1, : lengths[1]], features_alone(rows[1]["input_ids"]))
     assert rows.shuffle(seed=0).select_columns(["input_ids", "features"])[0]["features"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("source", [token_rows, packed_rows])
+def test_a_draft_learns_from_stored_features_as_from_live_ones(tmp_path, source, monkeypatch):
+    """Equal up to bfloat16's 8 bits; and the target does not run."""
+    target, arguments = tiny_llama(), {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
+    prepare_features(target, word_tokenizer(), source(), tmp_path / "out")
+    stored, live = load_features(tmp_path / "out", target), source()
+    trainer = GriffinTrainer(
+        model=GriffinDraftModel.from_target(target),
+        target=target,
+        args=GriffinTrainingArguments(output_dir=str(tmp_path), **arguments),
+        train_dataset=stored,
+    )
+    expected = trainer.evaluate(live)["eval_loss"]
+    monkeypatch.setattr(target.model, "forward", None)
+    assert trainer.evaluate(stored)["eval_loss"] == pytest.approx(expected, rel=0.01)
+    with pytest.raises(TypeError):
+        trainer.evaluate(live)
 
 
 # ---------------------------------------------------------------------- what is refused on loading
