@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -146,18 +147,17 @@ def chats(tmp_path, monkeypatch):
     return tmp_path / "chats.jsonl"
 
 
-@pytest.fixture(scope="module")
-def chatting_pair(pair):
-    """The pair, with a chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(pair / "target")
+@pytest.fixture
+def chatting_pair(pair, tmp_path):
+    """A copy of the pair, with a chat template."""
+    copy = shutil.copytree(pair, tmp_path / "pair")
+    tokenizer = AutoTokenizer.from_pretrained(copy / "target")
     tokenizer.chat_template = (
         "{% for message in messages %}{{ 'w1 ' if message['role'] == 'user' else 'w2 ' }}"
         "{{ message['content'] + ' w3 ' }}{% endfor %}{% if add_generation_prompt %}{{ 'w2' }}{% endif %}"
     )
-    tokenizer.save_pretrained(pair / "target")
-    yield pair
-    tokenizer.chat_template = None
-    (pair / "target" / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(copy / "target")
+    return copy
 
 
 def prepare_args(pair, data, output, *more: str) -> list[str]:

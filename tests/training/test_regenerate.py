@@ -77,6 +77,7 @@ def test_a_greeting_stays_and_the_system_speaks_first(tmp_path):
     (row,) = regenerate(tmp_path / "out", [{"messages": greeted}])
     text, is_truncated = own_answer(greeted[:3], END_TOKENS)
     assert row == {"messages": [*greeted[:3], assistant(text)], "truncated": is_truncated}
+    assert load_training_data(tmp_path / "out").column_names == ["messages", "truncated"]
 
 
 def test_an_answer_without_an_end_ends_the_conversation(tmp_path):
@@ -97,7 +98,7 @@ def test_a_prompt_without_room_ends_the_conversation_before_it(tmp_path):
 def test_conversations_that_cannot_be_answered_are_left_out(tmp_path):
     rows = [
         {"messages": [user("hi"), {"role": "tool", "content": "42"}, assistant("a")]},
-        {"messages": [assistant("hello")]},
+        {"messages": [{"role": "system", "content": "w9"}, assistant("hello")]},
         {"messages": []},
         {"messages": [user("hi")]},
     ]
@@ -119,11 +120,11 @@ def test_settings_of_an_earlier_run_must_be_the_same(tmp_path):
     before = files_of(tmp_path / "out")
     run_answers(tmp_path / "out")
     assert files_of(tmp_path / "out") == before
-    assert json.loads(before["manifest.json"])["settings"]["generate"]["do_sample"] is True
+    assert json.loads(before["manifest.json"])["settings"]["batch_size"] == 2
     for rows, settings, message in (
         (chat_rows(4), {}, "rows.num_rows is 4, was 5"),
         (chat_rows(), {"seed": 1}, "seed is 1, was 0"),
-        (chat_rows(), {"do_sample": False}, "generate.do_sample is False, was True"),
+        (chat_rows(), {"temperature": 0.5}, 'generate is {"temperature": 0.5}, was {"do_sample'),
     ):
         settings = {"max_length": 60, "max_new_tokens": 4, "batch_size": 2, "shard_size": 2, **settings}
         with pytest.raises(ValueError, match="begun with other settings") as error:

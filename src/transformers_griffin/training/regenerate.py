@@ -45,6 +45,7 @@ class _Conversation:
     def __init__(self, messages: list[Message]):
         self.said: list[Message] = []
         self.is_truncated = False
+        self._num_kept = 0  # messages up to the target's last answer
         ends_with_question = bool(messages) and messages[-1]["role"] == "user"
         self._coming = [*messages, *([{"role": "assistant"}] if ends_with_question else [])]
 
@@ -64,6 +65,7 @@ class _Conversation:
     def answer(self, text: str, is_truncated: bool) -> None:
         """Adds an answer of the target; one without an end ends the conversation."""
         self.said.append({"role": "assistant", "content": text})
+        self._num_kept = len(self.said)
         if is_truncated:
             self.is_truncated = True
             self.stop()
@@ -73,9 +75,8 @@ class _Conversation:
         self._coming = []
 
     def row(self) -> dict[str, Any] | None:
-        """What comes of it, up to the last answer; None without one."""
-        answers = [turn for turn, message in enumerate(self.said) if message["role"] == "assistant" and turn > 0]
-        return {"messages": self.said[: answers[-1] + 1], "truncated": self.is_truncated} if answers else None
+        """What comes of it, up to the target's last answer; None without one."""
+        return {"messages": self.said[: self._num_kept], "truncated": self.is_truncated} if self._num_kept else None
 
 
 def regenerate_answers(
@@ -137,7 +138,7 @@ def regenerate_answers(
         "shard_size": shard_size,
         "seed": seed,
         "max_new_tokens": max_new_tokens,
-        "generate": generate_kwargs,
+        "generate": json.dumps(generate_kwargs, sort_keys=True),
     }
     num_shards = -(-len(rows) // shard_size)
     writer = ShardWriter(path, KIND, settings, num_shards, about={"target": target.config.name_or_path})
@@ -202,10 +203,10 @@ class _Answerer:
                 [[0] * n + [1] * len(prompt) for n, prompt in zip(padding, prompts, strict=True)], device=device
             ),
             **{
-                "max_new_tokens": self.max_new_tokens,
                 "pad_token_id": pad_id,
-                "eos_token_id": self.end_tokens or None,
                 **self.generate_kwargs,
+                "max_new_tokens": self.max_new_tokens,
+                "eos_token_id": self.end_tokens or None,
             },
         )
         return output[:, max(map(len, prompts)) :].tolist()
