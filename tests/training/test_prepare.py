@@ -251,25 +251,29 @@ def test_too_little_space_is_refused_unless_forced(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match=r"take \d\.\d\dkB more, but the disk of .* has 1\.00kB free"):
         run_features(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     prepare_features(tiny_llama(), word_tokenizer(), token_rows(), tmp_path / "out", force=True)
     assert len(load_features(tmp_path / "out", tiny_llama())) == 10
 
 
-def test_a_disk_that_comes_to_be_full_loses_no_finished_shard(written, tmp_path):
-    """No file may become as large as the largest shard, which is not the first."""
-    sizes = [len(data) for name, data in files_of(written).items() if name.endswith(".arrow")]
+def test_a_disk_that_comes_to_be_full_loses_no_finished_shard(tmp_path):
+    """Shards take about 3, 18 and 2 kB, the manifest 5, and no file may grow beyond 15."""
+    rows = Dataset.from_dict({"input_ids": [[7] * length for length in (10, 10, 120, 120, 10)]})
+
+    def run(path: Path) -> None:
+        prepare_features(tiny_llama(), word_tokenizer(), rows, path, shard_size=2)
+
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) - 1, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, hard))
     try:
-        with pytest.raises(OSError, match=r"is full\. \d of 4 shards are finished and kept"):
-            run_features(tmp_path / "out")
+        with pytest.raises(OSError, match=r"is full\. 1 of 3 shards are finished and kept"):
+            run(tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    finished = sizes.index(max(sizes))
-    assert finished > 0
-    assert sorted(files_of(tmp_path / "out")) == ["manifest.json", *(f"shard-0000{i}.arrow" for i in range(finished))]
-    run_features(tmp_path / "out")
-    assert files_of(tmp_path / "out") == files_of(written)
+    assert sorted(files_of(tmp_path / "out")) == ["manifest.json", "shard-00000.arrow"]
+    run(tmp_path / "out")
+    run(tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
 def test_features_that_are_not_finite_name_the_row(tmp_path):

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .fingerprints import describe_target, describe_tokenizer, differences
-from .shards import Columns, ShardWriter, load_shards, read_manifest
+from .shards import MANIFEST, Columns, ShardWriter, load_shards, read_manifest
 from .sources import check_tokenizer
 
 
@@ -110,11 +110,9 @@ def prepare_features(
         "shard_size": shard_size,
     }
     num_shards = -(-len(rows) // shard_size)
-    plan = plan_features(rows, hidden_size_of(target))
-    writer = ShardWriter(path, KIND, settings, num_shards, about={"target": target.config.name_or_path})
     if not force:
-        _check_space(plan, writer)
-
+        _check_space(plan_features(rows, hidden_size_of(target)), Path(path))
+    writer = ShardWriter(path, KIND, settings, num_shards, about={"target": target.config.name_or_path})
     features = Features({**_columns(rows), "features": Value("large_binary")})
     compute = partial(_with_features, target, tokenizer)
     tokens = rows.select_columns(list(_columns(rows))).with_format(None)
@@ -126,12 +124,14 @@ def hidden_size_of(target: PreTrainedModel) -> int:
     return target.config.get_text_config().hidden_size
 
 
-def _check_space(plan: StoragePlan, writer: ShardWriter) -> None:
-    missing = plan.num_bytes - sum(shard["num_bytes"] for shard in writer.shards)
-    free = shutil.disk_usage(writer.path).free
+def _check_space(plan: StoragePlan, path: Path) -> None:
+    finished = read_manifest(path, KIND)["shards"] if (path / MANIFEST).is_file() else []
+    missing = plan.num_bytes - sum(shard["num_bytes"] for shard in finished)
+    existing = next(directory for directory in (path, *path.absolute().parents) if directory.exists())
+    free = shutil.disk_usage(existing).free
     if missing > free:
         raise OSError(
-            f"The features take {readable(missing)} more, but the disk of {writer.path} has {readable(free)} "
+            f"The features take {readable(missing)} more, but the disk of {path} has {readable(free)} "
             "free. Free some space, prepare fewer rows, give another directory, or `force` it."
         )
 
