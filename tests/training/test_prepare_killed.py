@@ -25,9 +25,7 @@ from datasets.arrow_writer import ArrowWriter
 from pathlib import Path
 from transformers_griffin.training.shards import load_shards
 
-run, kind, base = getattr(helpers, sys.argv[2]), sys.argv[3], Path(sys.argv[4])
-
-def forked(path, moment=None):
+def forked(run, path, moment=None):
     process = os.fork()
     if process == 0:
         if moment is not None:
@@ -36,32 +34,36 @@ def forked(path, moment=None):
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
-assert forked(base / "whole") == 0
-whole = helpers.files_of(base / "whole")
-results = []
-for owner, name, number in (
-    (os, "replace", 1), (os, "replace", 2), (os, "replace", 3), (os, "replace", 4), (os, "fsync", 3), (os, "fsync", 4),
-    (os, "fsync", 5), (os, "fsync", 8), (ArrowWriter, "write_batch", 2), (ArrowWriter, "finalize", 2),
-):
-    path = base / f"{name}-{number}"
-    killed = forked(path, (owner, name, number))
-    try:
-        load_shards(path, kind)
-        refused = ""
-    except (FileNotFoundError, ValueError) as error:
-        refused = str(error)
-    left = sorted(file.name for file in path.iterdir())
-    again = forked(path, (os, "replace", 2))
-    finished = forked(path)
-    results.append([name, number, killed, refused, left, again, finished, helpers.files_of(path) == whole])
+def rounds(run, kind, base, moments):
+    assert forked(run, base / "whole") == 0
+    whole = helpers.files_of(base / "whole")
+    for owner, name, number in moments:
+        path = base / f"{name}-{number}"
+        killed = forked(run, path, (owner, name, number))
+        try:
+            load_shards(path, kind)
+            refused = ""
+        except (FileNotFoundError, ValueError) as error:
+            refused = str(error)
+        left = sorted(file.name for file in path.iterdir())
+        again = forked(run, path, (os, "replace", 2))
+        finished = forked(run, path)
+        yield [kind, name, number, killed, refused, left, again, finished, helpers.files_of(path) == whole]
+
+base = Path(sys.argv[2])
+few = [(os, "replace", 3), (os, "fsync", 5), (ArrowWriter, "write_batch", 2)]
+more = [(os, "replace", 1), (os, "replace", 2), (os, "fsync", 4), (os, "fsync", 8), (ArrowWriter, "finalize", 2)]
+results = [
+    *rounds(helpers.run_features, "features", base / "features", few + more),
+    *rounds(helpers.run_answers, "conversations", base / "answers", few),
+]
 print(json.dumps(results))
 """
 
 
-@pytest.mark.parametrize(("run", "kind"), [("run_features", "features"), ("run_answers", "conversations")])
-def test_a_run_killed_at_any_step_continues_to_the_same_bytes(tmp_path, run, kind):
+def test_a_run_killed_at_any_step_continues_to_the_same_bytes(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), run, kind, str(tmp_path)],
+        [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
@@ -69,9 +71,9 @@ def test_a_run_killed_at_any_step_continues_to_the_same_bytes(tmp_path, run, kin
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
-    assert len(results) == 10
-    for name, number, killed, refused, left, again, finished, is_same in results:
-        moment = f"killed at call {number} of {name}"
+    assert len(results) == 11
+    for kind, name, number, killed, refused, left, again, finished, is_same in results:
+        moment = f"{kind} killed at call {number} of {name}"
         assert killed == -signal.SIGKILL, moment
         assert "has no manifest.json" in refused or "is not complete" in refused, moment
         assert any(file.endswith(".tmp") for file in left) or name == "fsync", moment
