@@ -3,19 +3,21 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from conftest import GOLDEN, tiny_llama
 from transformers_griffin import GriffinDraftModel, __version__
 from transformers_griffin.cli import main
-from transformers_griffin.training import plan
+from transformers_griffin.training import load_features, load_training_data, plan
 
 
 RELEASED = GOLDEN / "llama_gqa" / "draft_official"
@@ -153,6 +155,69 @@ def test_plan_refuses_an_unknown_gpu_in_one_line(capsys):
     assert captured.out == ""
 
 
+# ---------------------------------------------------------------------- prepare
+
+
+@pytest.fixture
+def chats(tmp_path, monkeypatch):
+    """A file of three conversations, one without an answer."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    question, answer = {"role": "user", "content": "w5 w9"}, {"role": "assistant", "content": "w7 w8 w9"}
+    rows = [{"messages": messages} for messages in ([question, answer], [question], [question, answer] * 2)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "chats.jsonl"
+
+
+@pytest.fixture
+def chatting_pair(pair, tmp_path):
+    """A copy of the pair, with a chat template."""
+    copy = shutil.copytree(pair, tmp_path / "pair")
+    tokenizer = AutoTokenizer.from_pretrained(copy / "target")
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ 'w1 ' if message['role'] == 'user' else 'w2 ' }}"
+        "{{ message['content'] + ' w3 ' }}{% endfor %}{% if add_generation_prompt %}{{ 'w2' }}{% endif %}"
+    )
+    tokenizer.save_pretrained(copy / "target")
+    return copy
+
+
+def prepare_args(pair, data, output, *more: str) -> list[str]:
+    return ["prepare", "--target", str(pair / "target"), "--data", str(data), "--output", str(output), *more]
+
+
+def test_prepare_says_what_it_will_take_and_stores_features(chatting_pair, chats, tmp_path, capsys):
+    """w1 w5 w9 w3 w2 w7 w8 w9 w3, once and twice: 27 tokens of 64 + 4 + 1 + 4 bytes, and 128 bytes for the one row."""
+    args = prepare_args(chatting_pair, chats, tmp_path / "out", "--pack", "--max-length", "30", "--dtype", "float32")
+    assert main(args) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path / 'out'} will take 1 rows, 27 tokens, 2.10kB of features.",
+        f"Wrote {tmp_path / 'out'}: features of {chatting_pair / 'target'}",
+    ]
+    (row,) = load_features(tmp_path / "out", tiny_llama())
+    assert row["input_ids"] == [1, 5, 9, 3, 2, 7, 8, 9, 3] * 3
+    assert row["loss_mask"] == [0, 0, 0, 0, 0, 1, 1, 1, 1] * 3
+    assert row["documents"] == [1] * 18 + [2] * 9
+    assert row["features"].shape == (27, 32)
+
+
+def test_prepare_regenerates_answers_that_features_can_be_stored_of(chatting_pair, chats, tmp_path, capsys):
+    answers, more = tmp_path / "answers", ["--max-new-tokens", "5", "--max-length", "40"]
+    assert main(prepare_args(chatting_pair, chats, answers, "--regenerate", *more, "--batch-size", "2")) == 0
+    assert capsys.readouterr().out == f"Wrote {answers}: answers of {chatting_pair / 'target'}\n"
+    assert [len(row["messages"]) for row in load_training_data(answers)] == [2, 2, 2]
+    assert main(prepare_args(chatting_pair, answers, tmp_path / "features", "--max-length", "40")) == 0
+    assert len(load_features(tmp_path / "features", tiny_llama())) == 3
+
+
+def test_a_failed_preparation_is_one_line_on_stderr(chatting_pair, chats, tmp_path, capsys):
+    assert main(prepare_args(chatting_pair, tmp_path / "missing.jsonl", tmp_path / "out")) == 1
+    error = capsys.readouterr().err
+    assert error == f"griffin prepare: {tmp_path / 'missing.jsonl'} does not exist.\n"
+    assert main(prepare_args(chatting_pair, chats, tmp_path / "out", "--max-length", "4")) == 1
+    assert "None of 3 rows has a token with a loss within `max_length` 4" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 # ---------------------------------------------------------------------- usage
 
 
@@ -172,6 +237,8 @@ def test_plan_refuses_an_unknown_gpu_in_one_line(capsys):
         (["generate", "--temperature", "-1"], 2, "-1.0 is not 0 or more"),
         (["plan"], 2, "the following arguments are required: --target"),
         (["plan", "--target", "x", "--tokens", "0"], 2, "0 is not 1 or more"),
+        (["prepare", "--help"], 0, "it continues with the next shard"),
+        (["prepare"], 2, "the following arguments are required: --target, --data, --output"),
         (["generate", "--width", "0"], 2, "0 is not 1 or more"),
     ],
 )

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from chats import CONVERSATION, FORGETFUL, MARKED, MASK, SHAREGPT, TOKENS, UNMARKED, word_tokenizer
+
 from transformers_griffin.training.data import GriffinDataCollator, tokenize_row
 
 

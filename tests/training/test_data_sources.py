@@ -6,9 +6,9 @@ import logging
 
 import datasets
 import pytest
+from chats import CONVERSATION, MASK, SHAREGPT, TOKENS, UNMARKED, word_tokenizer
 from datasets import Dataset, DatasetDict
 
-from chats import CONVERSATION, MASK, SHAREGPT, TOKENS, UNMARKED, word_tokenizer
 from conftest import tiny_llama
 from transformers_griffin.training import load_training_data, tokenize_dataset
 from transformers_griffin.training.data import row_messages
@@ -110,5 +110,5 @@ def test_rows_can_be_packed_and_packed_rows_stay():
 def test_a_tokenizer_with_more_tokens_than_the_target_is_refused():
     target = tiny_llama()  # 61 tokens
     check_tokenizer(word_tokenizer(extra_words=53), target)
-    with pytest.raises(ValueError, match="has 62 tokens, but the target .* has a vocabulary of 61"):
+    with pytest.raises(ValueError, match=r"has 62 tokens, but the target .* has a vocabulary of 61"):
         check_tokenizer(word_tokenizer(extra_words=54), target)

@@ -14,13 +14,12 @@ Next: `trainer.py`.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset, Features, List, Value
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
@@ -46,6 +45,7 @@ class _Conversation:
     def __init__(self, messages: list[Message]):
         self.said: list[Message] = []
         self.is_truncated = False
+        self._num_kept = 0  # messages up to the target's last answer
         ends_with_question = bool(messages) and messages[-1]["role"] == "user"
         self._coming = [*messages, *([{"role": "assistant"}] if ends_with_question else [])]
 
@@ -65,6 +65,7 @@ class _Conversation:
     def answer(self, text: str, is_truncated: bool) -> None:
         """Adds an answer of the target; one without an end ends the conversation."""
         self.said.append({"role": "assistant", "content": text})
+        self._num_kept = len(self.said)
         if is_truncated:
             self.is_truncated = True
             self.stop()
@@ -74,9 +75,8 @@ class _Conversation:
         self._coming = []
 
     def row(self) -> dict[str, Any] | None:
-        """What comes of it, up to the last answer; None without one."""
-        answers = [turn for turn, message in enumerate(self.said) if message["role"] == "assistant" and turn > 0]
-        return {"messages": self.said[: answers[-1] + 1], "truncated": self.is_truncated} if answers else None
+        """What comes of it, up to the target's last answer; None without one."""
+        return {"messages": self.said[: self._num_kept], "truncated": self.is_truncated} if self._num_kept else None
 
 
 def regenerate_answers(
@@ -106,7 +106,7 @@ def regenerate_answers(
         max_new_tokens (`int`, defaults to 512): tokens of an answer.
         batch_size (`int`, defaults to 8): conversations answered at once.
         shard_size (`int`, defaults to 256): rows of a shard, the most that a kill can lose.
-        seed (`int`, defaults to 0): of the first shard when sampling; the next shard has the next seed.
+        seed (`int`, defaults to 0): of sampling, to which every batch adds the number of its first row.
         generate_kwargs: further arguments of `generate()`, for example `do_sample`, `temperature`, `top_p`.
 
     Effects:
@@ -138,18 +138,13 @@ def regenerate_answers(
         "shard_size": shard_size,
         "seed": seed,
         "max_new_tokens": max_new_tokens,
-        "generate": generate_kwargs,
+        "generate": json.dumps(generate_kwargs, sort_keys=True),
     }
     num_shards = -(-len(rows) // shard_size)
     writer = ShardWriter(path, KIND, settings, num_shards, about={"target": target.config.name_or_path})
     answerer = _Answerer(target, tokenizer, max_length, max_new_tokens, generate_kwargs)
-    num_done = len(writer.shards) * shard_size
-    with tqdm(total=len(rows), initial=min(num_done, len(rows)), unit="row", desc="Answers") as progress:
-        for start in range(num_done, len(rows), shard_size):
-            set_seed(seed + start // shard_size)
-            shard = rows.select(range(start, min(start + shard_size, len(rows))))
-            writer.write(_answered_batches(answerer, shard, batch_size, progress.update), FEATURES)
-    writer.finish()
+    compute = partial(_with_answers, answerer, seed)
+    writer.write_all(rows.with_format(None), compute, FEATURES, batch_size, shard_size, "Answers")
     num_written = sum(shard["num_rows"] for shard in writer.shards)
     if num_written < len(rows):
         logger.warning(f"{len(rows) - num_written} of {len(rows)} conversations have no answer and are left out.")
@@ -208,10 +203,10 @@ class _Answerer:
                 [[0] * n + [1] * len(prompt) for n, prompt in zip(padding, prompts, strict=True)], device=device
             ),
             **{
-                "max_new_tokens": self.max_new_tokens,
                 "pad_token_id": pad_id,
-                "eos_token_id": self.end_tokens or None,
                 **self.generate_kwargs,
+                "max_new_tokens": self.max_new_tokens,
+                "eos_token_id": self.end_tokens or None,
             },
         )
         return output[:, max(map(len, prompts)) :].tolist()
@@ -226,21 +221,18 @@ def _known(value: int | None) -> list[int]:
     return [] if value is None else [value]
 
 
-def _answered_batches(
-    answerer: _Answerer, rows: Dataset, batch_size: int, report: Callable[[int], Any]
-) -> Iterator[Columns]:
-    """Columns of the regenerated conversations of `batch_size` rows at a time."""
-    for batch in rows.with_format(None).iter(batch_size):
-        of_rows = [row_messages(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
-        conversations = [
-            _Conversation(messages)
-            for messages in of_rows
-            if messages and all(message["role"] in SPEAKERS and "tool_calls" not in message for message in messages)
-        ]
-        answerer.answer_all(conversations)
-        answered = [row for conversation in conversations if (row := conversation.row())]
-        yield {name: [row[name] for row in answered] for name in FEATURES}
-        report(len(of_rows))
+def _with_answers(answerer: _Answerer, seed: int, columns: Columns, first_row: int) -> Columns:
+    """The regenerated conversations of some rows."""
+    set_seed(seed + first_row)
+    of_rows = [row_messages(dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+    conversations = [
+        _Conversation(messages)
+        for messages in of_rows
+        if messages and all(message["role"] in SPEAKERS and "tool_calls" not in message for message in messages)
+    ]
+    answerer.answer_all(conversations)
+    answered = [row for conversation in conversations if (row := conversation.row())]
+    return {name: [row[name] for row in answered] for name in FEATURES}
 
 
 __all__ = ["regenerate_answers"]

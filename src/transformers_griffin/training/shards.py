@@ -7,7 +7,7 @@ A directory of Arrow shards that a killed writer can continue, and of which no h
     shard-00002.arrow.tmp what a kill left behind; the next run removes it
 
 A shard exists when the manifest names it, and the manifest is itself replaced in one step. It does not know what the
-rows mean: that are `stored_features.py` and `regenerate.py`.
+rows mean; those who do are `stored_features.py` and `regenerate.py`.
 
 Next: `sources.py`.
 """
@@ -18,13 +18,14 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
+from tqdm.auto import tqdm
 
 from .fingerprints import differences
 
@@ -78,6 +79,40 @@ class ShardWriter:
         """`file`, `num_rows`, `num_bytes` and `sha256` of every finished shard."""
         return self._manifest["shards"]
 
+    def write_all(
+        self,
+        rows: Dataset,
+        compute: Callable[[Columns, int], Columns],
+        features: Features,
+        batch_size: int,
+        shard_size: int,
+        description: str,
+    ) -> None:
+        """
+        Writes what comes of all rows that earlier runs have not finished, with a progress bar, and marks it complete.
+
+        Args:
+            rows ([`~datasets.Dataset`]): the input.
+            compute (`Callable`): from the columns of some rows, and the number of the first, to columns to write.
+            features ([`~datasets.Features`]): types of the columns to write.
+            batch_size (`int`): rows given to `compute` at once.
+            shard_size (`int`): rows of the input that make a shard.
+            description (`str`): what the progress bar shows.
+        """
+        num_done = min(len(self.shards) * shard_size, len(rows))
+        with tqdm(total=len(rows), initial=num_done, unit="row", desc=description) as progress:
+
+            def batches(start: int, end: int) -> Iterator[Columns]:
+                for first in range(start, end, batch_size):
+                    last = min(first + batch_size, end)
+                    yield compute(rows[first:last], first)
+                    progress.update(last - first)
+
+            for start in range(num_done, len(rows), shard_size):
+                self.write(batches(start, min(start + shard_size, len(rows))), features)
+        with self._explaining_a_full_disk():
+            self._save({**self._manifest, "complete": True})
+
     def write(self, batches: Iterable[Columns], features: Features) -> None:
         """
         Writes the next shard.
@@ -94,11 +129,6 @@ class ShardWriter:
             shard = _write_shard(self.path / name, batches, features)
             # Only now does the shard exist.
             self._save({**self._manifest, "shards": [*self.shards, shard]})
-
-    def finish(self) -> None:
-        """Marks the whole as complete."""
-        with self._explaining_a_full_disk():
-            self._save({**self._manifest, "complete": True})
 
     def _continue(self, earlier: Manifest) -> None:
         changed = differences(self._manifest["settings"], earlier["settings"])

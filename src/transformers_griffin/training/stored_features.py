@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .fingerprints import describe_target, describe_tokenizer, differences
-from .shards import Columns, ShardWriter, load_shards, read_manifest
+from .shards import MANIFEST, Columns, ShardWriter, load_shards, read_manifest
 from .sources import check_tokenizer
 
 
@@ -110,18 +110,13 @@ def prepare_features(
         "shard_size": shard_size,
     }
     num_shards = -(-len(rows) // shard_size)
-    plan = plan_features(rows, hidden_size_of(target))
-    writer = ShardWriter(path, KIND, settings, num_shards, about={"target": target.config.name_or_path})
     if not force:
-        _check_space(plan, writer)
-
+        _check_space(plan_features(rows, hidden_size_of(target)), Path(path))
+    writer = ShardWriter(path, KIND, settings, num_shards, about={"target": target.config.name_or_path})
     features = Features({**_columns(rows), "features": Value("large_binary")})
-    num_done = len(writer.shards) * shard_size
-    with tqdm(total=len(rows), initial=min(num_done, len(rows)), unit="row", desc="Features") as progress:
-        for start in range(num_done, len(rows), shard_size):
-            shard = rows.select(range(start, min(start + shard_size, len(rows))))
-            writer.write(_batches_of_features(target, tokenizer, shard, start, batch_size, progress.update), features)
-    writer.finish()
+    compute = partial(_with_features, target, tokenizer)
+    tokens = rows.select_columns(list(_columns(rows))).with_format(None)
+    writer.write_all(tokens, compute, features, batch_size, shard_size, "Features")
 
 
 def hidden_size_of(target: PreTrainedModel) -> int:
@@ -129,12 +124,14 @@ def hidden_size_of(target: PreTrainedModel) -> int:
     return target.config.get_text_config().hidden_size
 
 
-def _check_space(plan: StoragePlan, writer: ShardWriter) -> None:
-    missing = plan.num_bytes - sum(shard["num_bytes"] for shard in writer.shards)
-    free = shutil.disk_usage(writer.path).free
+def _check_space(plan: StoragePlan, path: Path) -> None:
+    finished = read_manifest(path, KIND)["shards"] if (path / MANIFEST).is_file() else []
+    missing = plan.num_bytes - sum(shard["num_bytes"] for shard in finished)
+    existing = next(directory for directory in (path, *path.absolute().parents) if directory.exists())
+    free = shutil.disk_usage(existing).free
     if missing > free:
         raise OSError(
-            f"The features take {readable(missing)} more, but the disk of {writer.path} has {readable(free)} "
+            f"The features take {readable(missing)} more, but the disk of {path} has {readable(free)} "
             "free. Free some space, prepare fewer rows, give another directory, or `force` it."
         )
 
@@ -179,29 +176,18 @@ def describe_rows(rows: Dataset, vocab_size: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------- features
 
 
-def _batches_of_features(
-    target: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
-    first_row: int,
-    batch_size: int,
-    report: Callable[[int], Any],
-) -> Iterator[Columns]:
-    """Columns of `batch_size` rows at a time, with their features as bytes."""
-    names = list(_columns(rows))
-    for start, columns in zip(itertools.count(first_row, batch_size), rows.iter(batch_size), strict=False):
-        features = target_features(target, columns["input_ids"], columns.get("documents"))
-        for number, (input_ids, row) in enumerate(zip(columns["input_ids"], features, strict=True), start=start):
-            if not row.isfinite().all():
-                raise ValueError(
-                    f"The target's features of row {number} of the tokenized data are not finite. It begins "
-                    f"{tokenizer.decode(input_ids[:32])!r}. Leave it out, or run the target in another dtype."
-                )
-        yield {
-            **{name: columns[name] for name in names},
-            "features": [row.view(torch.uint8).numpy().tobytes() for row in features],
-        }
-        report(len(features))
+def _with_features(
+    target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, columns: Columns, first_row: int
+) -> Columns:
+    """The columns of some rows, and the features of each row as bytes."""
+    features = target_features(target, columns["input_ids"], columns.get("documents"))
+    for number, (input_ids, row) in enumerate(zip(columns["input_ids"], features, strict=True), start=first_row):
+        if not row.isfinite().all():
+            raise ValueError(
+                f"The target's features of row {number} of the tokenized data are not finite. It begins "
+                f"{tokenizer.decode(input_ids[:32])!r}. Leave it out, or run the target in another dtype."
+            )
+    return {**columns, "features": [row.view(torch.uint8).numpy().tobytes() for row in features]}
 
 
 @torch.no_grad()
