@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from run_distributed import train
 from trainer_helpers import assert_same_weights
 
 from transformers_griffin import GriffinDraftModel
+from transformers_griffin.training.wrapping import shard_as_one_unit
 
 
 METHOD = {"num_passes": 3, "alignment_top_k": 0}  # with masks, a pass's share of positions depends on the batch
@@ -59,3 +61,12 @@ def test_two_processes_train_like_one_with_twice_the_batch(tmp_path, settings):
         loaded = GriffinDraftModel.from_pretrained(tmp_path / run)
         assert loaded.config.architectures == ["GriffinDraftModel"]
         assert_same_weights(dict(loaded.named_parameters()), expected)
+
+
+@pytest.mark.parametrize(("version", "activation_checkpointing"), [(1, False), (2, True)])
+def test_fsdp_settings_that_drafts_cannot_have_are_refused(version, activation_checkpointing):
+    plugin = SimpleNamespace(fsdp_version=version, activation_checkpointing=activation_checkpointing)
+    with pytest.raises(
+        ValueError, match=f"version {version} with activation checkpointing {activation_checkpointing}"
+    ):
+        shard_as_one_unit(plugin)
