@@ -90,7 +90,7 @@ def test_a_bfloat16_draft_trains_and_stays_bfloat16(tmp_path):
     target = tiny_llama().to(torch.bfloat16)
     draft = GriffinDraftModel.from_target(target)
     assert draft.dtype == torch.bfloat16
-    trainer = make_trainer(tmp_path, draft, target, max_steps=10, alignment_top_k=None)
+    trainer = make_trainer(tmp_path, draft, target, max_steps=10, alignment_top_k=0)
     before = trainer.evaluate(trainer.train_dataset)["eval_loss"]
     trainer.train()
     assert trainer.evaluate(trainer.train_dataset)["eval_loss"] < before

@@ -15,7 +15,8 @@ from transformers_griffin import GriffinDraftModel
 from transformers_griffin.training.wrapping import shard_as_one_unit
 
 
-METHOD = {"num_passes": 3, "alignment_top_k": 0}  # with masks, a pass's share of positions depends on the batch
+# All passes from the first step. With alignment masks, a pass's share of positions would depend on the batch.
+METHOD = {"num_passes": 3, "num_passes_schedule": [0, 0], "alignment_top_k": 0}
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2}}
 
 
