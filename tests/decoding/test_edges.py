@@ -131,9 +131,7 @@ def test_quantized_caches_are_refused() -> None:
     cache = Cache(layers=[ExactQuantizedLayer() for _ in range(COMMON["num_hidden_layers"])])
     assert cache.is_croppable
     draft = noisy_oracle(target, prompt, SMALL_TREE)
-    with pytest.raises(
-        ValueError, match=r"cannot be sped up by a draft with this cache: .* the default dynamic cache"
-    ):
+    with pytest.raises(ValueError, match=r"cannot be sped up by a draft with this cache: .* the default dynamic cache"):
         target.generate(prompt, assistant_model=draft, past_key_values=cache, **GREEDY)
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainerCal
 
 from conftest import tiny_llama
 from transformers_griffin import GriffinDraftModel
-from transformers_griffin.training import GriffinTrainer, GriffinTrainingArguments, objective
+from transformers_griffin.training import GriffinTrainer, objective
 
 
 def test_training_lowers_the_loss_of_every_pass(tmp_path):

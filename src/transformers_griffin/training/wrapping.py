@@ -7,8 +7,7 @@ Next: `trainer.py`.
 from collections.abc import Callable
 from typing import Any
 
-from accelerate import FullyShardedDataParallelPlugin
-from accelerate.utils import is_compiled_module
+from accelerate.utils import FullyShardedDataParallelPlugin, is_compiled_module
 from torch import nn
 
 
