@@ -54,7 +54,9 @@ def train(output_dir: str, settings: dict, resume_from_checkpoint: str | None = 
     trainer.save_model()
     names = ("loss", "grad_norm", "pass_1/feature_loss", "pass_3/accuracy")
     taus = [entry["eval_tau"] for entry in trainer.state.log_history if "eval_tau" in entry]
-    return {"log": [[entry[name] for name in names] for entry in training_log(trainer)], "tau": taus}
+    models = {"draft": trainer.draft, "target": trainer.target}
+    kinds = {name: type(next(model.parameters()).data).__name__ for name, model in models.items()}
+    return {"kinds": kinds, "log": [[entry[name] for name in names] for entry in training_log(trainer)], "tau": taus}
 
 
 def main(output_dir: str, settings: dict) -> None:

@@ -6,7 +6,7 @@ if this file is there and whole; [`GriffinTrainer`] sees to it that no process s
 none is left over from an earlier checkpoint of the same name. A process that is killed, or a disk that is full, leaves
 a checkpoint without it.
 
-Next: `trainer.py`.
+Next: `wrapping.py`.
 """
 
 import json

@@ -13,8 +13,7 @@ What differs from [`~transformers.Trainer`]:
 - a loss that is not finite stops the training before it changes a weight, and names the samples (`finite.py`);
 - a checkpoint whose writing was interrupted is never resumed from (`checkpoints.py`).
 
-Only the draft is trained, wrapped and saved. It may be a PEFT model around a [`GriffinDraftModel`]. FSDP2 shards it as
-one unit: a draft has one layer, and the passes call the parts of this layer, not the layer.
+Only the draft is trained, wrapped (`wrapping.py`) and saved. It may be a PEFT model around a [`GriffinDraftModel`].
 
 Next: `hub/`.
 """
@@ -26,7 +25,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate.utils import compile_regions, is_compiled_module
+from accelerate.utils import compile_regions
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, unwrap_peft_model
@@ -40,6 +39,7 @@ from .finite import finite_rows, non_finite_error
 from .head_loss import terms_and_gradient
 from .multi_pass import check_passes
 from .objective import COUNTS, PassResult, mean_counts, multi_pass_objective
+from .wrapping import call_through, shard_as_one_unit
 
 
 class GriffinTrainer(Trainer):
@@ -105,7 +105,7 @@ class GriffinTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.extra_metrics = extra_metrics
         if self.is_fsdp_enabled:
-            self._shard_as_one_unit()
+            shard_as_one_unit(self.accelerator.state.fsdp_plugin)
         self.draft = draft
         self.target = self._freeze(target)
         self.draft.bind(target)
@@ -114,16 +114,6 @@ class GriffinTrainer(Trainer):
         if args.torch_compile:
             self._compile()
         self._counts = {"train": self._no_counts(), "eval": self._no_counts()}
-
-    def _shard_as_one_unit(self) -> None:
-        plugin = self.accelerator.state.fsdp_plugin
-        if plugin.fsdp_version != 2 or plugin.activation_checkpointing:
-            raise ValueError(
-                f"FSDP is set to version {plugin.fsdp_version} with activation checkpointing "
-                f"{plugin.activation_checkpointing}, but drafts are trained with version 2 and without. Set "
-                '`fsdp_config={"version": 2}`, and `activation_checkpointing=True` in the training arguments.'
-            )
-        plugin.auto_wrap_policy = None
 
     def _compile(self) -> None:
         """
@@ -165,7 +155,7 @@ class GriffinTrainer(Trainer):
             The loss, or `(loss, list[PassResult])`.
         """
         with self.accelerator.autocast():
-            loss, passes = _call_through(model, self.draft, self._loss_and_passes, inputs)
+            loss, passes = call_through(model, self.draft, self._loss_and_passes, inputs)
         self._count(passes)
         if num_items_in_batch is not None:
             positions = passes[0].counts[COUNTS.index("positions")]
@@ -328,36 +318,6 @@ class GriffinTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         # What the collator reads, not what the draft's forward takes.
         self._signature_columns: Any = list(COLUMNS)
-
-
-def _call_through(wrapped: nn.Module, draft: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
-    """
-    Calls `function(*args)` as if it were the forward of `draft`, through whatever wraps it.
-
-    Data-parallel wrappers prepare their gradient synchronisation when they are called, and call their module's
-    `forward`. For the length of this call that forward is `function`.
-
-    Effects:
-        `draft.forward` is replaced until the wrapper reaches it, and then restored.
-    """
-    own_forward = draft.__dict__.get("forward")
-
-    def restore() -> None:
-        draft.__dict__.pop("forward", None)
-        if own_forward is not None:
-            draft.__dict__["forward"] = own_forward
-
-    def forward(*inner_args: Any) -> Any:
-        restore()
-        return function(*inner_args)
-
-    draft.__dict__["forward"] = forward
-    try:
-        # The parts are compiled, see GriffinTrainer; a compiled wrapper would not see the replacement.
-        inner: Any = wrapped._orig_mod if is_compiled_module(wrapped) else wrapped
-        return inner(*args)
-    finally:
-        restore()
 
 
 __all__ = ["GriffinTrainer"]
