@@ -262,7 +262,7 @@ def test_two_processes_share_the_prompts_and_find_what_one_finds(tmp_path, wrapp
     overrides = {"per_device_train_batch_size": 1, "optim": "sgd", "max_steps": 2, "feature_noise": 0.0}
     overrides |= {"ddp_find_unused_parameters": False}
     script = [str(tmp_path / "script.py"), paths, str(tmp_path), json.dumps(overrides | wrapping)]
-    subprocess.run([*launch, *script], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=500)
+    subprocess.run([*launch, *script], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=1200)
     found = json.loads((tmp_path / "metrics.json").read_text())
 
     evaluator = AcceptanceEvaluator(prompts(3), tree=TREE, max_new_tokens=16)
