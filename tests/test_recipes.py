@@ -50,7 +50,10 @@ def tiny(tmp_path_factory):
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0").save_pretrained(directory / "target")
     tiny_llama().save_pretrained(directory / "target")
     generator = torch.Generator().manual_seed(0)
-    rows = [{"input_ids": torch.randint(1, 61, (10,), generator=generator).tolist()} for _ in range(12)]
+    rows = [
+        {"input_ids": torch.randint(1, 61, (10,), generator=generator).tolist(), "loss_mask": [0] * 3 + [1] * 7}
+        for _ in range(12)
+    ]
     (directory / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return directory
 
@@ -130,8 +133,6 @@ def test_accelerate_understands_its_configurations(path):
     config = load_config_from_file(str(path))
     assert config.num_processes == 8
     assert config.mixed_precision == "bf16"
-    wrapped = config.fsdp_config.get("fsdp_transformer_layer_cls_to_wrap", "GriffinDecoderLayer")
-    assert wrapped in GriffinDraftModel._no_split_modules
     assert f"`{path.name}`" in README
 
 
@@ -176,7 +177,8 @@ def test_the_command_line_wins_over_the_file_and_unknown_keys_are_refused(tmp_pa
     ("argv", "message"),
     [
         (["--dataset", "b"], "`target` is not given. Name a recipe of trainers/configs, or give --target."),
-        (["--target", "a"], "`dataset` is not given."),
+        (["--target", "a", "--dataset", "b", "--tau_prompts", "600"], "is 600, but they are taken from 512"),
+        (["--target", "a"], "Neither `dataset` nor `features` is given."),
         (
             ["--target", "a", "--dataset", "b", "--target_quantization", "2bit"],
             "'2bit', but must be one of 8bit, 4bit",
@@ -203,13 +205,12 @@ def test_quantisation_reaches_the_target(monkeypatch):
 
 
 def test_a_run_saves_a_draft_for_the_target_and_its_evaluation(tiny, tmp_path, from_root):
-    final = run(
-        tiny, tmp_path / "run", "--max_steps", "1", "--num_passes", "2", "--draft_config", '{"intermediate_size": 40}'
-    )
+    more = ["--num_passes", "2", "--tau_prompts", "2", "--draft_config", '{"intermediate_size": 40}']
+    final = run(tiny, tmp_path / "run", "--max_steps", "1", *more)
     draft = GriffinDraftModel.from_pretrained(final).bind(tiny_llama())
     assert (draft.config.intermediate_size, draft.dtype) == (40, torch.float32)
     metrics = json.loads((tmp_path / "run" / "eval_results.json").read_text())
-    assert {"eval_pass_1/accuracy", "eval_pass_2/accuracy"} <= metrics.keys()
+    assert {"eval_pass_1/accuracy", "eval_pass_2/accuracy", "eval_tau"} <= metrics.keys()
 
 
 def test_step_2_starts_from_the_draft_of_step_1(tiny, tmp_path, from_root):
@@ -237,6 +238,7 @@ def test_the_mini_recipe_runs_as_it_is(tmp_path, from_root):
         "max_length": "48",
         "per_device_train_batch_size": "2",
         "eval_rows": "2",
+        "tau_prompts": "1",
         "dataset": "trainers/mini_pair/data/code_problems_mbpp.jsonl.gz",
         "output_dir": str(tmp_path / "run"),
     }
