@@ -97,6 +97,13 @@ def test_llama2_7b_and_its_draft(llama2_7b):
 # ---------------------------------------------------------------------- against what really happens
 
 
+def test_the_settings_are_those_of_the_trainer():
+    args = GriffinTrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
+    settings = PlanSettings()
+    for name in ("num_passes", "max_length", "head_chunk_size"):
+        assert getattr(settings, name) == getattr(args, name)
+
+
 def test_parameters_are_those_of_real_modules():
     target = tiny_llama(tie_word_embeddings=True)
     plan = plan_training(target.config, fusion="concat", dual_head=False, num_key_value_heads=4)
