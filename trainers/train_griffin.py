@@ -24,6 +24,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,18 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from transformers_griffin import GriffinDraftModel
 from transformers_griffin.cli import load_draft
-from transformers_griffin.training import GriffinTrainer, GriffinTrainingArguments
+from transformers_griffin.training import (
+    AcceptanceEvaluator,
+    GriffinTrainer,
+    GriffinTrainingArguments,
+    load_features,
+    load_training_data,
+)
+from transformers_griffin.training.checkpoints import last_complete_checkpoint
+from transformers_griffin.training.data import tokenize_row
 
 
 QUANTIZATIONS = {
@@ -69,6 +77,9 @@ class RecipeArguments:
     chat_template: str = field(
         default=None, metadata={"help": "File with a chat template, for a tokenizer that has none."}
     )
+    features: str = field(
+        default=None, metadata={"help": "Directory of features that `griffin prepare` wrote, instead of `dataset`."}
+    )
     draft: str = field(
         default=None, metadata={"help": "Draft to start from, ours or a released checkpoint; a fresh one without it."}
     )
@@ -83,11 +94,20 @@ class RecipeArguments:
         default=None, metadata={"help": "Data to evaluate on; rows are held out of `dataset` without it."}
     )
     eval_rows: int = field(default=512, metadata={"help": "Rows to evaluate on; 0 for no evaluation."})
+    tau_prompts: int = field(
+        default=0, metadata={"help": "Of these rows, how many are answered with the draft to measure tau."}
+    )
 
     def __post_init__(self) -> None:
-        for name in ("target", "dataset"):
-            if getattr(self, name) is None:
-                raise ValueError(f"`{name}` is not given. Name a recipe of trainers/configs, or give --{name}.")
+        if self.target is None:
+            raise ValueError("`target` is not given. Name a recipe of trainers/configs, or give --target.")
+        if self.dataset is None and self.features is None:
+            raise ValueError("Neither `dataset` nor `features` is given. Give --dataset, or name a recipe.")
+        if self.tau_prompts > self.eval_rows:
+            raise ValueError(
+                f"`tau_prompts` is {self.tau_prompts}, but they are taken from {self.eval_rows} `eval_rows`. Give "
+                "fewer, or more rows."
+            )
         if self.target_quantization not in (None, *QUANTIZATIONS):
             raise ValueError(
                 f"`target_quantization` is {self.target_quantization!r}, but must be one of "
@@ -104,7 +124,7 @@ def main(recipe: RecipeArguments, args: GriffinTrainingArguments) -> None:
     set_seed(args.seed)
     tokenizer = load_tokenizer(recipe)
     target = load_target(recipe)
-    train_rows, eval_rows = load_data(recipe, args.seed)
+    train_rows, eval_rows = load_data(recipe, args.seed, target, tokenizer)
     trainer = GriffinTrainer(
         model=make_draft(recipe, target),
         target=target,
@@ -112,9 +132,10 @@ def main(recipe: RecipeArguments, args: GriffinTrainingArguments) -> None:
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         processing_class=tokenizer,
+        extra_metrics=make_metrics(recipe, args, eval_rows, tokenizer),
     )
     has_started = os.path.isdir(args.output_dir)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if has_started else None)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir) if has_started else None)
     if eval_rows is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
@@ -148,19 +169,35 @@ def make_draft(recipe: RecipeArguments, target: PreTrainedModel) -> GriffinDraft
     return GriffinDraftModel.from_target(target, **(recipe.draft_config or {})).float()
 
 
-def load_data(recipe: RecipeArguments, seed: int) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+def load_data(
+    recipe: RecipeArguments, seed: int, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Rows to train on and, if `eval_rows` is not 0, rows to evaluate on."""
-    rows = open_rows(recipe.dataset, recipe.dataset_split)
+    if recipe.features is not None:
+        rows = load_features(recipe.features, target, tokenizer)
+    else:
+        rows = load_training_data(recipe.dataset, split=recipe.dataset_split)
     if recipe.eval_rows == 0:
         return rows, None
     if recipe.eval_dataset is not None:
-        return rows, open_rows(recipe.eval_dataset, recipe.dataset_split).take(recipe.eval_rows)
+        eval_rows = load_training_data(recipe.eval_dataset, split=recipe.dataset_split)
+        return rows, eval_rows.take(min(recipe.eval_rows, len(eval_rows)))
     parts = rows.train_test_split(test_size=recipe.eval_rows, seed=seed)
     return parts["train"], parts["test"]
 
 
-def open_rows(sources: list[str], split: str) -> datasets.Dataset:
-    return datasets.load_dataset("json", data_files=sources, split=split)
+def make_metrics(
+    recipe: RecipeArguments,
+    args: GriffinTrainingArguments,
+    eval_rows: datasets.Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[AcceptanceEvaluator]:
+    """Tau over the beginnings of held-out rows, up to their first token that has a loss."""
+    if eval_rows is None or recipe.tau_prompts == 0:
+        return []
+    tokenized = (tokenize_row(row, tokenizer, args.max_length, args.assistant_only_loss) for row in eval_rows)
+    prompts = (input_ids[: loss_mask.index(1)] for input_ids, loss_mask in tokenized if any(loss_mask))
+    return [AcceptanceEvaluator(list(islice(filter(None, prompts), recipe.tau_prompts)))]
 
 
 def parse_args(argv: Sequence[str]) -> tuple[RecipeArguments, GriffinTrainingArguments]:

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from conftest import tiny_llama
@@ -59,7 +60,7 @@ def test_every_number_of_a_tiny_target():
     assert plan.memory_bytes == {
         "target weights": 2 * 19424,
         "draft weights, gradients, AdamW": 18 * 16000,
-        "draft activations": 48 * 2 * (52 * 32 + 12 * 48 + 4 * 2 * 8) + 48 * 4 * (16 + 256),
+        "draft activations": 48 * 2 * (52 * 32 + 12 * 48 + 4 * 2 * 8) + 8 * 48 * 4 * 16,
         "target distribution": 2 * 48 * 61,
         "logits in chunks": 20 * 8 * 61,
     }
@@ -96,6 +97,13 @@ def test_llama2_7b_and_its_draft(llama2_7b):
 # ---------------------------------------------------------------------- against what really happens
 
 
+def test_the_settings_are_those_of_the_trainer():
+    args = GriffinTrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
+    settings = PlanSettings()
+    for name in ("num_passes", "max_length", "head_chunk_size"):
+        assert getattr(settings, name) == getattr(args, name)
+
+
 def test_parameters_are_those_of_real_modules():
     target = tiny_llama(tie_word_embeddings=True)
     plan = plan_training(target.config, fusion="concat", dual_head=False, num_key_value_heads=4)
@@ -105,20 +113,32 @@ def test_parameters_are_those_of_real_modules():
     assert plan.active_parameters == 15520
 
 
+class MatmulFlops(TorchDispatchMode):
+    """Counts like `FlopCounterMode`, whose module hooks do not bear the head's own `autograd.grad`."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=output)
+        return output
+
+
 def test_flops_are_those_that_torch_counts():
     """Matrix products of 2 x 16 tokens. The counter sees no norms, whole score matrices, and no gradient of inputs."""
     target = tiny_llama(attn_implementation="eager")
     draft = GriffinDraftModel.from_target(target)
     draft.set_attn_implementation("eager")
     plan = plan_training(target.config, replace(SMALL, max_length=16))
-    with FlopCounterMode(display=False) as forward:
+    with torch.no_grad(), MatmulFlops() as forward:
         target.base_model(torch.randint(61, (2, 16)))
-    assert forward.get_total_flops() == pytest.approx(32 * plan.target_flops, rel=0.15)
+    assert forward.total == pytest.approx(32 * plan.target_flops, rel=0.15)
 
-    with FlopCounterMode(display=False) as both:
+    with MatmulFlops() as both:
         (result,) = objective_of(draft, target, num_passes=1, length=16)
         result.loss.backward()
-    counted = both.get_total_flops() - forward.get_total_flops() * 17 / 16
+    counted = both.total - forward.total * 17 / 16
     assert counted == pytest.approx(32 * (plan.head_flops + plan.pass_flops), rel=0.15)
 
 
@@ -141,7 +161,8 @@ def test_activations_are_what_autograd_keeps(num_passes):
     measured = sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in owned)
     settings = PlanSettings(num_passes=num_passes, max_length=512, batch_size=2)
     estimate = plan_training(target.config, settings).memory_bytes["draft activations"] + 2 * draft.num_parameters()
-    assert measured == pytest.approx(estimate, rel=0.2)
+    scores = 8 * 2 * 512 * 4 * 256 if num_passes > 1 else 0  # not kept
+    assert measured == pytest.approx(estimate - scores, rel=0.1)
 
 
 def test_the_hours_of_the_paper_are_met_within_a_factor_of_two():

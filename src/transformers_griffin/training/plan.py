@@ -10,7 +10,7 @@ draft's FFN size, V the vocabulary, H the query heads and D their width, L `max_
     pass       6 P + 4 d V + 6 H D L           FLOPs a token: forward and backward; the LM head is frozen
     memory     18 P                            weights, gradients, AdamW in fp32, and autocast's bf16 weights
                B L N (52 d + 12 I + 4 H_kv D)  activations under bf16 autocast
-               B H L (L + 256) (N - 1)         attention weights of the later passes, whose rows come in blocks
+               8 B H L 256  (if N > 1)         scores of one block of rows, computed again when backward
                2 B L V                         the target's distribution
                20 V head_chunk_size            logits, their gradient and what lies between
     disk       (2 d + 5) tokens                bf16 features, token ids, loss mask
@@ -194,11 +194,11 @@ def memory_bytes(target: PreTrainedModel, draft: GriffinDraftModel, settings: Pl
     rows = settings.batch_size * length
     per_position = 52 * config.hidden_size + 12 * config.intermediate_size
     per_position += 4 * (config.num_key_value_heads or config.num_attention_heads) * _head_dim(draft)
-    attention_weights = rows * config.num_attention_heads * (length + QUERY_BLOCK) * (passes - 1)
+    scores = 8 * rows * config.num_attention_heads * min(length, QUERY_BLOCK) if passes > 1 else 0
     return {
         "target weights": target.num_parameters() * settings.target_bits // 8,
         "draft weights, gradients, AdamW": 18 * draft.num_parameters(),
-        "draft activations": rows * passes * per_position + attention_weights,
+        "draft activations": rows * passes * per_position + scores,
         "target distribution": 2 * rows * config.vocab_size,
         "logits in chunks": 20 * min(rows, settings.head_chunk_size) * config.vocab_size,
     }
