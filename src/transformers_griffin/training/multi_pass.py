@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.models.llama.modeling_llama import rotate_half
 
 from ..modeling_griffin import GriffinDraftModel
