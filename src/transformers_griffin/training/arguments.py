@@ -111,8 +111,14 @@ class GriffinTrainingArguments(TrainingArguments):
     assistant_only_loss: bool = field(
         default=True,
         metadata={
-            "help": "Whether only assistant tokens of `messages` have a loss (released code); needs a chat template "
-            "with `{% generation %}`."
+            "help": "Whether only assistant tokens of conversations have a loss (released code). Found by the chat "
+            "template's `{% generation %}` marks, or by rendering a conversation message by message."
+        },
+    )
+    packing: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether rows of text are packed into rows of up to `max_length` tokens; no document sees another."
         },
     )
 

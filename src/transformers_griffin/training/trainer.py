@@ -20,12 +20,13 @@ Next: `hub/`.
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate.utils import compile_regions
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, unwrap_peft_model
@@ -39,6 +40,7 @@ from .finite import finite_rows, non_finite_error
 from .head_loss import terms_and_gradient
 from .multi_pass import check_passes
 from .objective import COUNTS, PassResult, mean_counts, multi_pass_objective
+from .sources import check_tokenizer, tokenize_dataset
 from .wrapping import call_through, shard_as_one_unit
 
 
@@ -63,7 +65,8 @@ class GriffinTrainer(Trainer):
 
     Raises:
         ValueError: if the model is no draft, the draft does not fit the target, or it has several layers and is to be
-            trained with several passes.
+            trained with several passes; if the tokenizer knows more tokens than the target; or if rows cannot be
+            tokenized.
 
     Example:
 
@@ -94,12 +97,14 @@ class GriffinTrainer(Trainer):
                 "Make a fresh draft with `GriffinDraftModel.from_target(target)`."
             )
         check_passes(draft, args.num_passes)
+        tokenizer = kwargs.get("processing_class")
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, target)
         if data_collator is None:
-            data_collator = GriffinDataCollator(
-                tokenizer=kwargs.get("processing_class"),
-                max_length=args.max_length,
-                assistant_only_loss=args.assistant_only_loss,
-            )
+            data_collator = GriffinDataCollator(tokenizer, args.max_length, args.assistant_only_loss)
+        with args.main_process_first(desc="tokenizing"):  # the others read what `datasets` has cached
+            for name in ("train_dataset", "eval_dataset"):
+                kwargs[name] = _tokenized(kwargs.get(name), tokenizer, args)
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         # The loss is already normalised over the whole optimizer step (see `compute_loss`).
         self.loss_is_scaled_for_ga = True
@@ -318,6 +323,15 @@ class GriffinTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         # What the collator reads, not what the draft's forward takes.
         self._signature_columns: Any = list(COLUMNS)
+
+
+def _tokenized(rows: Any, tokenizer: Any, args: GriffinTrainingArguments) -> Any:
+    """Tokenizes datasets of text once and for all; what is tokenized already, or no `Dataset`, stays as it is."""
+    if isinstance(rows, Mapping):
+        return {name: _tokenized(part, tokenizer, args) for name, part in rows.items()}
+    if not isinstance(rows, Dataset) or "input_ids" in rows.column_names:
+        return rows
+    return tokenize_dataset(rows, tokenizer, args.max_length, args.assistant_only_loss, pack=args.packing)
 
 
 __all__ = ["GriffinTrainer"]
