@@ -11,7 +11,8 @@ standard library and from permissively licensed packages that are installed (`py
 
 - `tokenizer/`: a byte-level BPE with a chat template whose assistant turns carry generation markers;
 - `train/`, `valid/`: `datasets` of blocks of `block_size` token ids. Documents are shuffled, rendered with the chat
-  template and packed end to end.
+  template and packed end to end;
+- `chats.jsonl`: the first exchange of `num_chats` different conversations, for `griffin prepare --regenerate`.
 
 Measured: README.md beside this file.
 """
@@ -63,6 +64,7 @@ def main(args: argparse.Namespace) -> None:
         blocks = pack(rows, tokenizer, args.block_size)
         datasets.Dataset.from_dict({"input_ids": blocks}).save_to_disk(args.output_dir / name)
         print(f"{name}: {len(rows):,} conversations, {len(blocks) * args.block_size:,} tokens")
+    write_first_exchanges(train, args.output_dir / "chats.jsonl", args.num_chats)
 
 
 def load_conversations(seed: int) -> list[dict]:
@@ -115,11 +117,19 @@ def pack(rows: list[dict], tokenizer: PreTrainedTokenizerFast, block_size: int) 
     return [stream[start : start + block_size] for start in range(0, len(stream) - block_size + 1, block_size)]
 
 
+def write_first_exchanges(rows: list[dict], path: Path, count: int) -> None:
+    """Questions that occur once, in the order of `rows`."""
+    exchanges = {row["messages"][0]["content"]: row["messages"][:2] for row in rows}
+    chats = [{"messages": messages} for messages in list(exchanges.values())[:count]]
+    path.write_text("".join(json.dumps(chat) + "\n" for chat in chats), encoding="utf-8")
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/mini_pair"))
     parser.add_argument("--vocab_size", type=int, default=4096)
     parser.add_argument("--block_size", type=int, default=512)
+    parser.add_argument("--num_chats", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
