@@ -251,12 +251,12 @@ def test_a_run_from_stored_features_trains_like_one_that_computes_them(tiny, tmp
 
 
 def test_the_mini_recipe_runs_as_it_is(tmp_path, from_root):
-    """Two steps on short rows; everything else is the file's."""
+    """Two steps on short rows, and one prompt for tau; everything else is the file's."""
     overrides = {
         "max_steps": "2",
-        "max_length": "48",
+        "max_length": "160",
         "per_device_train_batch_size": "2",
-        "eval_rows": "2",
+        "eval_rows": "8",
         "tau_prompts": "1",
         "dataset": "trainers/mini_pair/data/code_problems_mbpp.jsonl.gz",
         "output_dir": str(tmp_path / "run"),
@@ -264,3 +264,4 @@ def test_the_mini_recipe_runs_as_it_is(tmp_path, from_root):
     argv = [str(TRAINERS / "configs/mini_pair.yaml"), *as_flags(overrides | QUIET)]
     train_griffin.main(*train_griffin.parse_args(argv))
     assert GriffinDraftModel.from_pretrained(tmp_path / "run" / "final").config.intermediate_size == 384
+    assert json.loads((tmp_path / "run" / "eval_results.json").read_text())["eval_tau"] >= 1
