@@ -61,7 +61,6 @@ def test_every_number_of_a_tiny_target():
         "target weights": 2 * 19424,
         "draft weights, gradients, AdamW": 18 * 16000,
         "draft activations": 48 * 2 * (52 * 32 + 12 * 48 + 4 * 2 * 8) + 8 * 48 * 4 * 16,
-        "target distribution": 2 * 48 * 61,
         "logits in chunks": 20 * 8 * 61,
     }
     assert plan.disk_bytes == 0

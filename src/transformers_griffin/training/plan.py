@@ -11,7 +11,6 @@ draft's FFN size, V the vocabulary, H the query heads and D their width, L `max_
     memory     18 P                            weights, gradients, AdamW in fp32, and autocast's bf16 weights
                B L N (52 d + 12 I + 4 H_kv D)  activations under bf16 autocast
                8 B H L 256  (if N > 1)         scores of one block of rows, computed again when backward
-               2 B L V                         the target's distribution
                20 V head_chunk_size            logits, their gradient and what lies between
     disk       (2 d + 5) tokens                bf16 features, token ids, loss mask
     hours      FLOPs / (peak * UTILISATION)
@@ -69,7 +68,7 @@ class PlanSettings:
         epochs (`int`, defaults to 20): how often they are seen (released code).
         max_length (`int`, defaults to 2048): tokens of a row.
         batch_size (`int`, defaults to 4): rows that a device trains at the same time.
-        head_chunk_size (`int`, defaults to 512): positions whose logits exist at the same time.
+        head_chunk_size (`int`, defaults to 512): rows of logits that exist at the same time.
         target_bits (`int`, defaults to 16): bits of a weight of the loaded target: 16, 8 or 4.
         stored_features (`bool`, defaults to `False`): whether the features come from the disk.
         gpu (`str`, defaults to `"A100"`): one of `GPUS`.
@@ -199,7 +198,6 @@ def memory_bytes(target: PreTrainedModel, draft: GriffinDraftModel, settings: Pl
         "target weights": target.num_parameters() * settings.target_bits // 8,
         "draft weights, gradients, AdamW": 18 * draft.num_parameters(),
         "draft activations": rows * passes * per_position + scores,
-        "target distribution": 2 * rows * config.vocab_size,
         "logits in chunks": 20 * min(rows, settings.head_chunk_size) * config.vocab_size,
     }
 
