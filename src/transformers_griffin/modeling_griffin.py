@@ -453,7 +453,7 @@ def draft_config_for(target_config: PreTrainedConfig, **overrides: Any) -> Griff
     fields: dict[str, Any] = {
         "vocab_size": text.vocab_size,
         "hidden_size": hidden_size,
-        "intermediate_size": getattr(text, "intermediate_size", None) or 4 * hidden_size,
+        "intermediate_size": _intermediate_size(text),
         "num_attention_heads": num_heads,
         "num_key_value_heads": num_kv_heads if num_heads % num_kv_heads == 0 else num_heads,
         "head_dim": _head_dim(text),
@@ -475,6 +475,11 @@ def _head_dim(text: PreTrainedConfig) -> int:
     head_dim = None if getattr(text, "kv_lora_rank", None) else getattr(text, "head_dim", None)
     head_dim = head_dim or max(2, text.hidden_size // text.num_attention_heads)
     return head_dim + head_dim % 2  # rotary embeddings turn pairs of channels
+
+
+def _intermediate_size(text: PreTrainedConfig) -> int:
+    size = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return max(size) if isinstance(size, (list, tuple)) else size  # Gemma 3n has one for each layer
 
 
 def _rope_parameters(text: PreTrainedConfig) -> dict[str, Any]:

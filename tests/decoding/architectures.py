@@ -160,12 +160,12 @@ def make_target(architecture: Architecture, attn_implementation: str | None = No
     config = AutoConfig.for_model(architecture.model_type, **(COMMON | architecture.config))
     target = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation).eval()
     target.generation_config.update(pad_token_id=0, bos_token_id=None, eos_token_id=None, use_cache=True)
-    _enlarge_weights(target, architecture.seed)
+    enlarge_weights(target, architecture.seed)
     return target
 
 
 @torch.no_grad()
-def _enlarge_weights(target: PreTrainedModel, seed: int) -> None:
+def enlarge_weights(target: PreTrainedModel, seed: int) -> None:
     """Matrices that amplify a little, vectors off their neutral value, and an untied head with logits of size 3."""
     generator = torch.Generator().manual_seed(seed)
     for _, weight in sorted(target.named_parameters()):

@@ -79,7 +79,7 @@ def noisy_oracle(target: PreTrainedModel, answer: torch.Tensor, shape: tuple[int
     Args:
         shape: `(num_assistant_tokens, draft_tree_depth, draft_tree_top_k)`.
     """
-    draft = NoisyOracleDraft.from_target(target, intermediate_size=target.config.get_text_config().hidden_size).learn(answer)
+    draft = NoisyOracleDraft.from_target(target).learn(answer)
     num_tokens, depth, top_k = shape
     draft.generation_config.update(num_assistant_tokens=num_tokens, draft_tree_depth=depth, draft_tree_top_k=top_k)
     return draft

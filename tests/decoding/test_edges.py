@@ -1,14 +1,21 @@
 """What plain decoding can do at the edges (of positions, caches, threads) is done with a draft, or refused."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from architectures import COMMON, GPT, Architecture, make_prompt, make_target
+from architectures import COMMON, GPT, Architecture, enlarge_weights, make_prompt, make_target
 from exactness import GREEDY, NUM_NEW_TOKENS, SMALL_TREE, assert_exact, decode_plainly, decode_with_noisy_oracle
 from noisy_oracle import noisy_oracle
-from transformers import PreTrainedModel
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+)
 from transformers.cache_utils import Cache, QuantizedLayer, StaticCache
 
 
@@ -108,6 +115,60 @@ def test_token_types_go_on_as_in_plain_decoding() -> None:
     assert ours.tolist() == plain.tolist()
 
 
+# ---------------------------------------------------------------------- images
+
+IMAGE_TOKEN = 127
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+
+
+def llava() -> PreTrainedModel:
+    config = LlavaConfig(
+        vision_config={"model_type": "clip_vision_model", "projection_dim": 16} | VISION,
+        text_config={"model_type": "llama"} | COMMON,
+        image_token_id=IMAGE_TOKEN,
+        image_seq_length=4,
+        vision_feature_layer=-1,
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def gemma3() -> PreTrainedModel:
+    windows = {"head_dim": 8, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
+    config = Gemma3Config(
+        vision_config={"model_type": "siglip_vision_model"} | VISION,
+        text_config=COMMON | windows,
+        mm_tokens_per_image=4,
+        image_token_id=IMAGE_TOKEN,
+    )
+    return Gemma3ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("make_multimodal_target", [llava, gemma3])
+def test_a_prompt_with_an_image_is_answered_as_in_plain_decoding(
+    make_multimodal_target: Callable[[], PreTrainedModel],
+) -> None:
+    """The image belongs to the prefill; drafted tokens are text."""
+    torch.manual_seed(0)
+    target = make_multimodal_target().eval()
+    enlarge_weights(target, seed=0)
+    target.generation_config.update(pad_token_id=0, bos_token_id=None, eos_token_id=None)
+    prompt = torch.tensor([[5, 6, *[IMAGE_TOKEN] * 4, 8, 9, 10]])
+    image = {"pixel_values": torch.randn(1, 3, 8, 8)}
+    if make_multimodal_target is gemma3:  # sees an image in both directions
+        image["token_type_ids"] = (prompt == IMAGE_TOKEN).long()
+    plain = target.generate(prompt, **image, **GREEDY).sequences
+    draft = noisy_oracle(target, plain, SMALL_TREE)
+    ours = target.generate(prompt, **image, assistant_model=draft, **GREEDY).sequences
+    assert ours.tolist() == plain.tolist()
+
+
 # ---------------------------------------------------------------------- caches
 
 
@@ -131,7 +192,9 @@ def test_quantized_caches_are_refused() -> None:
     cache = Cache(layers=[ExactQuantizedLayer() for _ in range(COMMON["num_hidden_layers"])])
     assert cache.is_croppable
     draft = noisy_oracle(target, prompt, SMALL_TREE)
-    with pytest.raises(ValueError, match=r"cannot be sped up by a draft with this cache: .* the default dynamic cache"):
+    with pytest.raises(
+        ValueError, match=r"cannot be sped up by a draft with this cache: .* the default dynamic cache"
+    ):
         target.generate(prompt, assistant_model=draft, past_key_values=cache, **GREEDY)
 
 

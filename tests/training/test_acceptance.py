@@ -13,7 +13,7 @@ from acceptance_helpers import MINI, TREE, mini_trainer, prompts, tiny_trainer
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, TrainerCallback
 
-from transformers_griffin.training import AcceptanceEvaluator
+from transformers_griffin.training import AcceptanceEvaluator, acceptance
 from transformers_griffin.training.acceptance import MeasuredAnswer, prompt_ids, summarize
 from transformers_griffin.training.answer_hits import answer_hits, chains
 
@@ -224,43 +224,53 @@ def test_conversations_are_rendered_with_the_target_s_template():
     assert prompt_ids(torch.tensor([1, 2, 3]), None).tolist() == [[1, 2, 3]]
 
 
-def test_what_cannot_be_measured_is_refused(tmp_path):
+def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="There are no prompts"):
         AcceptanceEvaluator([])
     trainer = tiny_trainer(tmp_path)
     with pytest.raises(ValueError, match="no tokenizer"):
         AcceptanceEvaluator([[{"role": "user", "content": "Hello"}]])(trainer)
-    trainer.is_fsdp_enabled = True  # and the draft's modules are not sharded by FSDP 2
-    with pytest.raises(ValueError, match="FSDP 1, so it cannot decode"):
+    monkeypatch.setattr(acceptance, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match="ZeRO-3, so it cannot decode"):
         AcceptanceEvaluator(prompts())(trainer)
+
 
 
 SCRIPT = """
 import json, sys, torch
+from torch.distributed.fsdp import FSDPModule
 sys.path[:0] = json.loads(sys.argv[1])
 from acceptance_helpers import TREE, prompts, tiny_trainer
+from run_distributed import allow_fsdp_on_cpu
 from transformers_griffin.training import AcceptanceEvaluator
 torch.set_num_threads(1)
-extra = [AcceptanceEvaluator(prompts(3), tree=TREE, max_new_tokens=16), lambda trainer: {"one": AcceptanceEvaluator(
-    prompts(1), tree=TREE, max_new_tokens=16)(trainer)["tau"]}]
-trainer = tiny_trainer(sys.argv[2], extra_metrics=extra, **json.loads(sys.argv[3]))
+settings = {"tree": TREE, "max_new_tokens": 16}
+extra = [AcceptanceEvaluator(prompts(3), **settings)]
+extra += [lambda trainer: {"one": AcceptanceEvaluator(prompts(1), **settings)(trainer)["tau"]}]
+overrides = json.loads(sys.argv[3])
+if "fsdp" in overrides:
+    allow_fsdp_on_cpu()
+trainer = tiny_trainer(sys.argv[2], extra_metrics=extra, **overrides)
 trainer.train()
 metrics = trainer.evaluate()
-trainer.train()  # goes on after an evaluation
+assert isinstance(trainer.draft, FSDPModule) == ("fsdp" in overrides)
 if trainer.is_world_process_zero():
     json.dump(metrics, open(sys.argv[2] + "/metrics.json", "w"))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrapping", [{}, {"fsdp": True, "fsdp_config": {"fsdp_version": 2}}], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize("wrapping", [{}, {"fsdp": True, "fsdp_config": {"version": 2}}], ids=["ddp", "fsdp2"])
 def test_two_processes_share_the_prompts_and_find_what_one_finds(tmp_path, wrapping):
-    """Three prompts on two processes, and one prompt, of which the second process gets nothing."""
+    """
+    Three prompts on two processes, and one prompt, of which the second process gets nothing; after every step, so that
+    the last metrics also tell whether a step after an evaluation went well.
+    """
     (tmp_path / "script.py").write_text(SCRIPT)
     paths = json.dumps([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    overrides = {"per_device_train_batch_size": 1, "optim": "sgd", "max_steps": 2, "feature_noise": 0.0}
-    overrides |= {"ddp_find_unused_parameters": False}
+    overrides = {"per_device_train_batch_size": 1, "optim": "sgd", "max_steps": 3, "feature_noise": 0.0}
+    overrides |= {"ddp_find_unused_parameters": False, "eval_strategy": "steps", "eval_steps": 1}
     script = [str(tmp_path / "script.py"), paths, str(tmp_path), json.dumps(overrides | wrapping)]
     subprocess.run([*launch, *script], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=1200)
     found = json.loads((tmp_path / "metrics.json").read_text())

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache, get_layer_types_and_kwargs
+from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 from transformers.utils import logging
 
 from .candidate_generator import TREE_ATTENTION
@@ -26,6 +27,12 @@ from .kv_cache import can_branch, can_roll_back
 logger = logging.get_logger(__name__)
 
 MASKED_KINDS = {"full_attention", "sliding_attention"}
+
+# Arguments of the forward that verification makes itself, or that are about the images (and so on) of the prompt.
+NOT_PASSED_ON = {
+    *("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "inputs_embeds"),
+    *("moe_mm_token_type_ids", *MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL),
+}
 
 
 class TargetForward:
@@ -177,10 +184,8 @@ class TargetForward:
 
     def _other_kwargs(self, num_nodes: int) -> dict[str, Any]:
         """What else the user gave for the forward, with the outputs that the answer shall hold."""
-        handled = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "inputs_embeds")
-        others = {name: value for name, value in self.model_kwargs.items() if name not in handled}
+        others = {name: value for name, value in self.model_kwargs.items() if name not in NOT_PASSED_ON}
         # As in plain decoding a new token has the type of the last one, and is text to a multimodal model.
-        others.pop("moe_mm_token_type_ids", None)
         if (token_types := others.get("token_type_ids")) is not None:
             others["token_type_ids"] = token_types[:, -1:].expand(-1, num_nodes)
         if (token_types := others.get("mm_token_type_ids")) is not None:

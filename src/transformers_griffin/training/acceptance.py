@@ -109,7 +109,7 @@ class AcceptanceEvaluator:
             been measured.
 
         Raises:
-            ValueError: if the draft's weights are spread over processes by FSDP 1 or DeepSpeed ZeRO-3.
+            ValueError: if DeepSpeed ZeRO-3 spreads the draft's weights over processes.
         """
         draft = trainer.draft
         tree = self.tree or draft.generation_config
@@ -191,13 +191,13 @@ def _ready_to_decode(trainer: "GriffinTrainer", tree: GenerationConfig) -> Itera
 @contextmanager
 def _whole_weights(trainer: "GriffinTrainer") -> Iterator[None]:
     """Processes decode different prompts in different numbers of steps, so no forward may need another process."""
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "The draft's weights are spread over processes by DeepSpeed ZeRO-3, so it cannot decode while it trains. "
+            "Use ZeRO-2, FSDP 2, or no AcceptanceEvaluator."
+        )
     model: Any = trainer.model
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    if is_deepspeed_zero3_enabled() or (trainer.is_fsdp_enabled and not sharded):
-        raise ValueError(
-            "The draft's weights are spread over processes by DeepSpeed ZeRO-3 or FSDP 1, so it cannot decode while "
-            "it trains. Use ZeRO-2, FSDP 2 (`fsdp_version: 2`), or no AcceptanceEvaluator."
-        )
     for module in sharded:
         module.set_reshard_after_forward(False)
         module.unshard()
