@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from train_target import load_blocks
+from train_target import common_arguments, load_blocks
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -125,27 +125,12 @@ def repeated_ngrams(tokens: torch.Tensor, n: int = 4) -> torch.Tensor:
 
 def training_arguments(args: argparse.Namespace) -> TrainingArguments:
     return TrainingArguments(
-        output_dir=str(args.output_dir),
-        max_steps=args.max_steps,
-        per_device_train_batch_size=args.batch_size,
-        per_device_eval_batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
+        **common_arguments(args),
         lr_scheduler_type="linear",
         warmup_steps=10,
         adam_beta2=0.95,
-        max_grad_norm=1.0,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=True,
-        torch_compile=True,
         logging_steps=10,
-        eval_strategy="steps",
-        eval_steps=args.save_steps,
-        save_steps=args.save_steps,
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-        seed=args.seed,
-        ddp_find_unused_parameters=False,
+        torch_compile=True,
     )
 
 

@@ -17,12 +17,17 @@ from types import SimpleNamespace
 
 import datasets
 import torch
-from train_target import MuonWithAdamW
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
+from train_target import MuonWithAdamW, common_arguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from transformers_griffin import GriffinDraftModel
-from transformers_griffin.training import GriffinTrainer, GriffinTrainingArguments
+from transformers_griffin.training import (
+    GriffinTrainer,
+    GriffinTrainingArguments,
+    load_training_data,
+    tokenize_dataset,
+)
 from transformers_griffin.training.arguments import OBJECTIVES
 from transformers_griffin.training.losses import ALIGNMENTS
 
@@ -39,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
         model=draft,
         target=target,
         args=training_arguments(args),
-        train_dataset=load_blocks(args.data_dir / "train", args),
+        train_dataset=load_train_rows(args, tokenizer),
         eval_dataset=load_blocks(args.data_dir / "valid", args).take(args.eval_blocks),
         processing_class=tokenizer,
         optimizers=(make_optimizer(args, draft, target), None),
@@ -52,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
 
 def training_arguments(args: argparse.Namespace) -> GriffinTrainingArguments:
     return GriffinTrainingArguments(
-        output_dir=str(args.output_dir),
+        **common_arguments(args),
         objective=args.objective,
         num_passes=args.num_passes,
         num_passes_schedule=args.num_passes_schedule,
@@ -63,26 +68,27 @@ def training_arguments(args: argparse.Namespace) -> GriffinTrainingArguments:
         top_token_loss_weight=args.top_token_loss_weight,
         feature_noise=args.feature_noise,
         loss_mask_shift=2,
-        max_steps=args.max_steps,
-        per_device_train_batch_size=args.batch_size,
-        per_device_eval_batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={"num_decay_steps": args.max_steps // 3, "decay_type": "linear"},
         warmup_steps=args.warmup_steps,
-        max_grad_norm=1.0,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=True,
-        torch_compile=args.torch_compile,
         logging_steps=args.logging_steps,
-        eval_strategy="steps",
-        eval_steps=args.save_steps,
-        save_steps=args.save_steps,
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-        seed=args.seed,
-        ddp_find_unused_parameters=False,
+        torch_compile=args.torch_compile,
+    )
+
+
+def load_train_rows(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+    """Blocks of text, with the target's own answers among them if there are any."""
+    blocks = load_blocks(args.data_dir / "train", args)
+    if args.answers_dir is None:
+        return blocks
+    length = len(blocks[0]["input_ids"])
+    answers = tokenize_dataset(load_training_data(args.answers_dir), tokenizer, length, pack=True)
+    ones = [1] * length
+    blocks = blocks.map(lambda block: {"loss_mask": block.get("loss_mask", ones), "documents": ones})
+    mixed = [blocks.with_format(None).cast(answers.features), answers]
+    shares = [1 - args.answers_share, args.answers_share]
+    return datasets.interleave_datasets(
+        mixed, probabilities=shares, seed=args.seed, stopping_strategy="first_exhausted"
     )
 
 
@@ -135,6 +141,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--target_dir", type=Path, default=Path("runs/mini_pair/target/final"))
     parser.add_argument("--data_dir", type=Path, default=Path("runs/mini_pair"))
     parser.add_argument("--output_dir", type=Path, default=Path("runs/mini_pair/draft"))
+    parser.add_argument("--answers_dir", type=Path, help="the target's own answers, of `griffin prepare --regenerate`")
+    parser.add_argument("--answers_share", type=float, default=0.25, help="of the rows")
     parser.add_argument("--intermediate_size", type=int, default=640)
     parser.add_argument("--objective", choices=[*OBJECTIVES], default="griffin")
     parser.add_argument("--num_passes", type=int, help="the objective's when not given, as all options below")

@@ -70,28 +70,35 @@ def target_config(args: argparse.Namespace, tokenizer) -> LlamaConfig:
 
 def training_arguments(args: argparse.Namespace) -> TrainingArguments:
     return TrainingArguments(
-        output_dir=str(args.output_dir),
-        max_steps=args.max_steps,
-        per_device_train_batch_size=args.batch_size,
-        per_device_eval_batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
+        **common_arguments(args),
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={"num_decay_steps": args.decay_steps, "decay_type": "linear"},
         warmup_steps=args.warmup_steps,
-        max_grad_norm=1.0,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=True,
-        torch_compile=True,
         logging_steps=25,
-        eval_strategy="steps",
-        eval_steps=args.save_steps,
-        save_steps=args.save_steps,
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-        seed=args.seed,
-        ddp_find_unused_parameters=False,
+        torch_compile=True,
     )
+
+
+def common_arguments(args: argparse.Namespace) -> dict:
+    """Arguments of the Trainer that all recipes of the mini pair share."""
+    return {
+        "output_dir": str(args.output_dir),
+        "max_steps": args.max_steps,
+        "per_device_train_batch_size": args.batch_size,
+        "per_device_eval_batch_size": args.batch_size,
+        "learning_rate": args.learning_rate,
+        "max_grad_norm": 1.0,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": True,
+        "eval_strategy": "steps",
+        "eval_steps": args.save_steps,
+        "save_steps": args.save_steps,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": args.seed,
+        "ddp_find_unused_parameters": False,
+    }
 
 
 def load_blocks(path: Path) -> datasets.Dataset:
