@@ -88,7 +88,7 @@ def load_train_rows(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
     mixed = [blocks.with_format(None).cast(answers.features), answers]
     shares = [1 - args.answers_share, args.answers_share]
     return datasets.interleave_datasets(
-        mixed, probabilities=shares, seed=args.seed, stopping_strategy="first_exhausted"
+        mixed, probabilities=shares, seed=args.seed, stopping_strategy="all_exhausted"
     )
 
 
