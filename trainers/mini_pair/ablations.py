@@ -13,7 +13,7 @@ share the rows. `ablations_report.py` makes the tables.
 Every row is trained by the recipe of `train_draft.py` with the settings of [`ROWS`] in place of its own. Passes join
 in equal parts of the run, in every row.
 
-Measured: ablations/README.md beside this file.
+Measured: README.md in ablations/.
 """
 
 import argparse

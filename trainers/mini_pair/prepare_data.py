@@ -129,7 +129,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/mini_pair"))
     parser.add_argument("--vocab_size", type=int, default=4096)
     parser.add_argument("--block_size", type=int, default=512)
-    parser.add_argument("--num_chats", type=int, default=8000)
+    parser.add_argument("--num_chats", type=int, default=768)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
