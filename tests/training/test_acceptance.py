@@ -235,7 +235,6 @@ def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch):
         AcceptanceEvaluator(prompts())(trainer)
 
 
-
 SCRIPT = """
 import json, sys, torch
 from torch.distributed.fsdp import FSDPModule

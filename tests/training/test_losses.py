@@ -17,6 +17,7 @@ from transformers_griffin.training.losses import (
     top_k_hit,
     top_token_cross_entropy,
 )
+from transformers_griffin.training.objective import mean_counts
 
 
 def test_the_feature_distance_is_quadratic_near_zero_and_linear_beyond_one():
@@ -113,3 +114,19 @@ def test_no_rows_have_no_loss_and_no_gradient():
     found.loss.sum().backward()
     assert found.loss.shape == (2, 0)
     assert predicts.grad.shape == (2, 0, 32)
+
+
+def test_a_pass_that_learnt_from_nothing_has_no_loss_to_report():
+    """Counts of 4 positions: pass 1 keeps 2 of them with losses that sum to 3, 5 and 7; pass 2 keeps none."""
+    counts = torch.tensor([[3.0, 5.0, 7.0, 2.0, 1.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 4.0]])
+    assert mean_counts(counts) == {
+        "pass_1/feature_loss": 1.5,
+        "pass_1/token_loss": 2.5,
+        "pass_1/top_token_loss": 3.5,
+        "pass_1/kept": 0.5,
+        "pass_1/hit_rate": 0.25,
+        "pass_1/accuracy": 0.75,
+        "pass_2/kept": 0.0,
+        "pass_2/hit_rate": 0.0,
+        "pass_2/accuracy": 0.25,
+    }

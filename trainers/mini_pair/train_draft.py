@@ -87,9 +87,7 @@ def load_train_rows(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
     blocks = blocks.map(lambda block: {"loss_mask": block.get("loss_mask", ones), "documents": ones})
     mixed = [blocks.with_format(None).cast(answers.features), answers]
     shares = [1 - args.answers_share, args.answers_share]
-    return datasets.interleave_datasets(
-        mixed, probabilities=shares, seed=args.seed, stopping_strategy="all_exhausted"
-    )
+    return datasets.interleave_datasets(mixed, probabilities=shares, seed=args.seed, stopping_strategy="all_exhausted")
 
 
 def load_blocks(path: Path, args: argparse.Namespace) -> datasets.Dataset:

@@ -202,17 +202,17 @@ def mean_counts(counts: torch.Tensor) -> dict[str, float]:
 
     Returns:
         `dict[str, float]`: `pass_n/feature_loss`, `pass_n/token_loss` and `pass_n/top_token_loss` (means over the
-        positions kept), `pass_n/kept` (share of positions that the alignment mask keeps), `pass_n/hit_rate` (the
-        data's token is in the draft's top k) and `pass_n/accuracy` (draft and target agree on the most likely token).
+        positions kept; left out where none is), `pass_n/kept` (share of positions that the alignment mask keeps),
+        `pass_n/hit_rate` (the data's token is in the draft's top k) and `pass_n/accuracy` (draft and target agree on
+        the most likely token).
     """
     metrics = {}
     for number, row in enumerate(counts.tolist(), start=1):
         values = dict(zip(COUNTS, row, strict=True))
-        kept, positions = max(values["kept"], 1.0), max(values["positions"], 1.0)
-        for name in COUNTS[:3]:
-            metrics[f"pass_{number}/{name}"] = values[name] / kept
+        for name in COUNTS[:3] if values["kept"] else ():
+            metrics[f"pass_{number}/{name}"] = values[name] / values["kept"]
         for name in COUNTS[3:6]:
-            metrics[f"pass_{number}/{name}"] = values[name] / positions
+            metrics[f"pass_{number}/{name}"] = values[name] / max(values["positions"], 1.0)
     return metrics
 
 
