@@ -1,7 +1,7 @@
 """
 The paper's ablations on the mini target: one draft a row, equal data, equal tokens, equal seeds.
 
-    python trainers/mini_pair/ablations.py --target_dir examples/mini/target --output_dir runs/mini_pair/ablations
+    python trainers/mini_pair/ablations.py --target_dir runs/mini_pair/calm/target
     python trainers/mini_pair/ablations.py --rows griffin hass --max_steps 20 --prompts_per_domain 2
 
 First the target's features of the training blocks and its own answers to the evaluation prompts are written; then

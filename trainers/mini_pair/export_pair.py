@@ -44,8 +44,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--draft_dir", type=Path, default=None, help="without it only the target is written")
     parser.add_argument("--output_dir", type=Path, default=MINI)
     parser.add_argument("--num_assistant_tokens", type=int, default=10)
-    parser.add_argument("--draft_tree_depth", type=int, default=4)
-    parser.add_argument("--draft_tree_top_k", type=int, default=3)
+    parser.add_argument("--draft_tree_depth", type=int, default=5)
+    parser.add_argument("--draft_tree_top_k", type=int, default=2)
     return parser.parse_args()
 
 
