@@ -97,8 +97,9 @@ def test_there_is_a_recipe_for_every_target_of_the_paper_and_for_current_ones():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses_into_the_arguments(path):
-    recipe, args = train_griffin.parse_args([str(path), "--use_cpu", "true"])
+    recipe, args = train_griffin.parse_args([str(path)])
     assert isinstance(args, GriffinTrainingArguments)
+    assert args.use_cpu != torch.accelerator.is_available()
     assert (args.num_passes, args.alignment_top_k, args.adam_beta2) == (3, 3, 0.95)
     assert isinstance(args.learning_rate, float)
     assert isinstance(recipe.dataset, list)
@@ -251,17 +252,18 @@ def test_a_run_from_stored_features_trains_like_one_that_computes_them(tiny, tmp
 
 
 def test_the_mini_recipe_runs_as_it_is(tmp_path, from_root):
-    """Two steps on short rows, and one prompt for tau; everything else is the file's."""
+    """Two steps on short rows of one file, and one prompt for tau; everything else is the file's, the device too."""
     overrides = {
         "max_steps": "2",
         "max_length": "160",
         "per_device_train_batch_size": "2",
         "eval_rows": "8",
         "tau_prompts": "1",
-        "dataset": "trainers/mini_pair/data/code_problems_mbpp.jsonl.gz",
+        "dataset": "trainers/mini_pair/data/code_*.jsonl.gz",
         "output_dir": str(tmp_path / "run"),
     }
-    argv = [str(TRAINERS / "configs/mini_pair.yaml"), *as_flags(overrides | QUIET)]
+    quiet = {name: value for name, value in QUIET.items() if name != "use_cpu"}
+    argv = [str(TRAINERS / "configs/mini_pair.yaml"), *as_flags(overrides | quiet)]
     train_griffin.main(*train_griffin.parse_args(argv))
     assert GriffinDraftModel.from_pretrained(tmp_path / "run" / "final").config.intermediate_size == 384
     assert json.loads((tmp_path / "run" / "eval_results.json").read_text())["eval_tau"] >= 1

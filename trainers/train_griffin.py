@@ -203,6 +203,7 @@ def make_metrics(
 def parse_args(argv: Sequence[str]) -> tuple[RecipeArguments, GriffinTrainingArguments]:
     """A YAML file, if the first argument is one, and `--key value` pairs, which win."""
     parser = HfArgumentParser((RecipeArguments, GriffinTrainingArguments), allow_abbrev=False)
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # bf16 on a CPU asks for it
     if argv and argv[0].endswith((".yaml", ".yml")):
         parser.set_defaults(**read_recipe(argv[0]))
         argv = argv[1:]

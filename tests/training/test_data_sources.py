@@ -57,6 +57,7 @@ def test_every_source_gives_the_same_conversation(tmp_path):
 def test_several_files_are_one_dataset(tmp_path):
     files = [write_jsonl(tmp_path / f"{name}.jsonl", [{"text": name}]) for name in ("hi", "no")]
     assert load_training_data(files)["text"][:] == ["hi", "no"]
+    assert load_training_data(tmp_path / "*.jsonl")["text"][:] == ["hi", "no"]
 
 
 def test_rows_from_files_stay_on_disk(tmp_path):

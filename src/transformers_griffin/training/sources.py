@@ -6,6 +6,7 @@ Datasets stay on disk: rows are read, tokenized and written in batches.
 Next: `stored_features.py`.
 """
 
+import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,8 +38,9 @@ def load_training_data(source: Source, split: str = "train", **load_kwargs: Any)
 
     Args:
         source (`str`, `os.PathLike`, a sequence of them, [`~datasets.Dataset`] or [`~datasets.DatasetDict`]):
-            JSON or JSON-lines files (also `.gz`), a directory written by `save_to_disk` or by `griffin prepare
-            --regenerate`, a dataset on the Hub, or a dataset that is already open.
+            JSON or JSON-lines files (also `.gz`, and patterns such as `chats/*.jsonl`), a directory written by
+            `save_to_disk` or by `griffin prepare --regenerate`, a dataset on the Hub, or a dataset that is already
+            open.
         split (`str`, defaults to `"train"`): of a dataset that has splits, for example `"train[:1%]"`.
         load_kwargs: further arguments of [`~datasets.load_dataset`], for example `name` or `revision`.
 
@@ -81,7 +83,7 @@ def _open(source: Source, split: str, load_kwargs: dict[str, Any]) -> Any:
 
 
 def _open_json(files: Sequence[str | os.PathLike]) -> Dataset:
-    names = [str(file) for file in files]
+    names = [name for file in files for name in sorted(glob.glob(str(file))) or [str(file)]]
     missing = [name for name in names if not os.path.isfile(name)]
     if missing:
         raise FileNotFoundError(f"{', '.join(missing)} does not exist.")
