@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import tiny_llama
 from transformers_griffin import GriffinDraftModel
@@ -9,6 +10,7 @@ from transformers_griffin.training.arguments import GriffinTrainingArguments
 from transformers_griffin.training.features import (
     NO_LABEL,
     add_feature_noise,
+    check_packing,
     document_positions,
     draft_batch,
     next_labels,
@@ -68,6 +70,20 @@ def test_a_packed_row_gives_the_losses_and_gradients_of_its_documents(
     assert (found[0][:, COUNTS.index("kept")] > 0).all()
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)  # another order of summation
+
+
+@pytest.mark.parametrize(
+    ("model_type", "is_apart"), [("llama", True), ("gpt2", True), ("bloom", False), ("mpt", False)]
+)
+def test_targets_that_mix_packed_documents_are_refused(model_type, is_apart):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 61}
+    target = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).eval()
+    if is_apart:
+        check_packing(target)
+    else:
+        with pytest.raises(ValueError, match="does not keep packed documents apart"):
+            check_packing(target)
 
 
 def test_given_features_spare_the_target_its_forward():

@@ -89,6 +89,34 @@ def draft_batch(
     )
 
 
+@torch.no_grad()
+def check_packing(target: Any) -> None:
+    """
+    Checks on six tokens that the target keeps packed documents apart.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]): on the device where it will run.
+
+    Raises:
+        ValueError: if its features of a document depend on the one before, or it takes no positions.
+    """
+    weight = target.get_input_embeddings().weight
+    input_ids = torch.arange(6, device=weight.device).unsqueeze(0) % weight.shape[0]
+    documents = torch.tensor([[1, 1, 1, 2, 2, 2]], device=weight.device)
+    alone = target.base_model(input_ids=input_ids[:, 3:], use_cache=False).last_hidden_state
+    try:
+        packed = draft_batch(target.base_model, input_ids, documents=documents).next_features[:, 2:]
+        tolerance = torch.finfo(alone.dtype).eps ** 0.75 * float(alone.abs().max())  # rounding, but no attention
+        is_apart = torch.allclose(packed, alone, rtol=0.0, atol=tolerance)
+    except TypeError:  # a forward without `position_ids`
+        is_apart = False
+    if not is_apart:
+        raise ValueError(
+            f"{type(target).__name__} does not keep packed documents apart. Train with `packing=False`, or store the "
+            "features with `griffin prepare --pack`, which runs documents one by one."
+        )
+
+
 def document_positions(documents: torch.Tensor) -> torch.Tensor:
     """
     Counts the tokens of every document from 0; runs of padding count as documents.
@@ -168,6 +196,7 @@ __all__ = [
     "NO_LABEL",
     "DraftBatch",
     "add_feature_noise",
+    "check_packing",
     "document_positions",
     "draft_batch",
     "next_labels",

@@ -35,7 +35,7 @@ from ..modeling_griffin import GriffinDraftModel
 from .arguments import GriffinTrainingArguments
 from .checkpoints import check_resumable, last_complete_checkpoint, mark_incomplete
 from .data import COLUMNS, GriffinDataCollator
-from .features import add_feature_noise, draft_batch, position_mask
+from .features import add_feature_noise, check_packing, draft_batch, position_mask
 from .finite import finite_rows, non_finite_error
 from .head_loss import terms_and_gradient
 from .multi_pass import check_passes
@@ -114,6 +114,9 @@ class GriffinTrainer(Trainer):
         self.draft = draft
         self.target = self._freeze(target)
         self.draft.bind(target)
+        columns = getattr(self.train_dataset, "column_names", None) or ()
+        if "documents" in columns and "features" not in columns:
+            check_packing(self.target)
         self._backbone: Callable[..., Any] = target.base_model
         self._head_terms: Callable[..., Any] = terms_and_gradient
         if args.torch_compile:
