@@ -42,7 +42,7 @@ from transformers import (
 )
 
 from transformers_griffin import GriffinDraftModel
-from transformers_griffin.cli import load_draft
+from transformers_griffin.cli.shared import load_draft
 from transformers_griffin.training import (
     AcceptanceEvaluator,
     GriffinTrainer,

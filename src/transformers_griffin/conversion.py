@@ -10,7 +10,7 @@ Two layouts are read and written. Both are a directory or Hub repository with `c
 What the released loaders do silently is done here on purpose: no `num_key_value_heads` means as many as query heads,
 no `rope_theta` means 1e4, and beside `rope_scaling` of type linear or dynamic `rope_theta` is ignored.
 
-Next: `cli.py` offers both directions as `griffin convert`.
+Next: `cli/` offers both directions as `griffin convert`.
 """
 
 import functools
