@@ -19,12 +19,16 @@ __version__ = "0.1.0.dev0"
 
 AutoConfig.register(GriffinDraftConfig.model_type, GriffinDraftConfig, exist_ok=True)
 AutoModel.register(GriffinDraftConfig, GriffinDraftModel, exist_ok=True)
+# Saved drafts carry their code, so that they load where the package is not installed.
+GriffinDraftConfig.register_for_auto_class()
+GriffinDraftModel.register_for_auto_class("AutoModel")
 generate_hook.install()
 
 if TYPE_CHECKING:
     from .conversion import convert_checkpoint
     from .decoding.candidate_generator import GriffinCandidateGenerator
     from .decoding.outputs import GriffinGenerateOutput
+    from .hub import push_draft_to_hub
     from .training import GriffinTrainer, GriffinTrainingArguments
 
 _LAZY = {
@@ -33,7 +37,19 @@ _LAZY = {
     "GriffinTrainer": ".training",
     "GriffinTrainingArguments": ".training",
     "convert_checkpoint": ".conversion",
+    "push_draft_to_hub": ".hub",
 }
+
+
+def _push_to_hub(self: GriffinDraftModel, repo_id: str, **kwargs: Any) -> str:
+    """Publishes the draft with its card; the arguments are those of [`push_draft_to_hub`]."""
+    from .hub import push_draft_to_hub
+
+    return push_draft_to_hub(self, repo_id, **kwargs)
+
+
+# Not a method of the model file, which travels to the Hub without the rest of the package.
+GriffinDraftModel.push_to_hub = _push_to_hub  # type: ignore[method-assign, assignment]
 
 
 def __getattr__(name: str) -> Any:
@@ -54,4 +70,5 @@ __all__ = [
     "GriffinTrainer",
     "GriffinTrainingArguments",
     "convert_checkpoint",
+    "push_draft_to_hub",
 ]

@@ -41,7 +41,8 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
-from transformers.utils import ModelOutput, logging
+from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, logging
+from transformers.utils.hub import cached_file, resolve_revision
 
 from .configuration_griffin import GriffinDraftConfig
 
@@ -336,10 +337,21 @@ class GriffinDraftModel(PreTrainedModel):
         return draft.to(device=target.device if head is None else head.weight.device).bind(target)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Saves the draft's own weights, its config and its tree settings (`generation_config.json`)."""
+        """
+        Saves the draft's own weights, its config, its tree settings (`generation_config.json`) and its code.
+
+        With `push_to_hub=True` the draft is published afterwards: `repo_id` (by default the directory's name) and the
+        other arguments of `push_to_hub` are as there.
+        """
+        push_to_hub = kwargs.pop("push_to_hub", False)
+        hub_kwargs = {name: kwargs.pop(name) for name in PUSH_KWARGS if name in kwargs}
+        if "max_shard_size" in kwargs:
+            hub_kwargs["max_shard_size"] = kwargs["max_shard_size"]
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             self.generation_config.save_pretrained(save_directory)
+            if push_to_hub:
+                self.push_to_hub(**({"repo_id": os.path.basename(os.path.abspath(save_directory))} | hub_kwargs))
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # named arguments are passed through
@@ -347,15 +359,26 @@ class GriffinDraftModel(PreTrainedModel):
     ) -> "GriffinDraftModel":
         """Loads a draft with its tree settings; arguments as for every transformers model."""
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+        # Weights and tree settings of the same commit, even if somebody pushes in between.
+        where = {name: hub_kwargs[name] for name in ("token", "local_files_only", "cache_dir") if name in hub_kwargs}
+        revision = resolve_revision(pretrained_model_name_or_path, hub_kwargs.get("revision"), **where)
+        if revision is not None:
+            kwargs["revision"] = hub_kwargs["revision"] = revision
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         draft: GriffinDraftModel = loaded[0] if kwargs.get("output_loading_info") else loaded  # type: ignore[index]
         # A model that cannot generate by itself gets no generation config from transformers.
-        try:
-            draft.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
-        except OSError:
+        file = cached_file(
+            pretrained_model_name_or_path,
+            GENERATION_CONFIG_NAME,
+            _raise_exceptions_for_missing_entries=False,
+            **hub_kwargs,
+        )
+        if file is None:
             logger.warning(
-                f"{pretrained_model_name_or_path} has no generation_config.json; the tree is {DEFAULT_TREE}."
+                f"{pretrained_model_name_or_path} has no {GENERATION_CONFIG_NAME}; the tree is {DEFAULT_TREE}."
             )
+        else:
+            draft.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         return loaded
 
     # ------------------------------------------------------------------ a pass
@@ -437,6 +460,8 @@ class GriffinDraftModel(PreTrainedModel):
 
 # What `GenerationConfig.from_pretrained` understands of the arguments of `from_pretrained`.
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+# What `save_pretrained(push_to_hub=True)` passes on.
+PUSH_KWARGS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
 def draft_config_for(target_config: PreTrainedConfig, **overrides: Any) -> GriffinDraftConfig:

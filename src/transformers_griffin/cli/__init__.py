@@ -11,10 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import convert, generate, plan, prepare
+from . import convert, generate, plan, prepare, push
 
 
-SUBCOMMANDS = (convert, generate, plan, prepare)
+SUBCOMMANDS = (convert, generate, plan, prepare, push)
 EXAMPLES = """\
 examples:
   griffin convert user/griffin-release my-draft --target user/target
@@ -22,6 +22,7 @@ examples:
   griffin generate --target user/target --draft my-draft --prompt "Why is the sky blue?"
   griffin plan --target user/target
   griffin prepare --target user/target --data chats.jsonl --output features
+  griffin push my-draft user/my-draft --target user/target --results results.json
 """
 
 
