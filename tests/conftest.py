@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+import transformers.utils.hub
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from hub.hub_server import HubServer
 from transformers_griffin import GriffinDraftModel, convert_checkpoint
 
 
@@ -53,6 +57,23 @@ def tiny_llama(seed: int = 0, **config_overrides: Any) -> LlamaForCausalLM:
     }
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**(fields | config_overrides))).eval()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Iterator[HubServer]:
+    """A Hub of this test's own, which the clients in this process talk to, logged in as alice, with an empty cache."""
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # files go over HTTP
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+        monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)  # between retries
+        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        yield server
+        assert not server.errors
 
 
 class _FailOnDeprecation(logging.Handler):

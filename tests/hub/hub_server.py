@@ -1,9 +1,9 @@
 """
 A small Hub on the loopback interface, for tests that drive the genuine `huggingface_hub` client over HTTP.
 
-It keeps repositories with commits, branches, pull requests and LFS objects in memory; knows users by token, private and
-gated repositories; and fails on demand ([`HubServer.fail`]). What the client sends is in `HubServer.requests`. Only
-models, one page per listing, no Xet.
+It keeps repositories with commits, branches, pull requests and LFS objects in memory; it knows users by token, private
+and gated repositories; and it fails on demand ([`HubServer.fail`]). What the client sends is in `HubServer.requests`.
+Only models, one page per listing, no Xet.
 """
 
 import base64
@@ -101,11 +101,14 @@ class HubServer:
         self.lfs_objects: dict[str, bytes] = {}
         self.requests: list[str] = []  # "METHOD /path"
         self.faults: list[Fault] = []
+        self.errors: list[Exception] = []  # of the server itself: there must be none
         self.lock = RLock()
         handler = type("BoundHandler", (Handler,), {"hub": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        port = self.http.server_address[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.storage_url = f"http://localhost:{port}"  # LFS objects are on another host, as the Hub's are
 
     def __enter__(self) -> "HubServer":
         Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -162,6 +165,9 @@ class Handler(BaseHTTPRequestHandler):
                 self._route(path, query, body, truncate=fault == "truncate")
             except Refusal as refusal:
                 self._refuse(refusal)
+            except Exception as error:
+                self.hub.errors.append(error)
+                self._refuse(Refusal(500, repr(error)))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_one_method
 
@@ -258,7 +264,7 @@ class Handler(BaseHTTPRequestHandler):
             {"id": repo_id, "sha": commit.oid, "private": repo.is_private, "gated": gated, "siblings": siblings}
         )
 
-    def tree(self, repo_id: str, revision: str, folder: str = "") -> None:
+    def tree(self, repo_id: str, revision: str, folder: str) -> None:
         commit = self._repo(repo_id).at(revision)
         folder = folder.strip("/")
         if folder and not any(path.startswith(f"{folder}/") for path in commit.files):
@@ -316,7 +322,7 @@ class Handler(BaseHTTPRequestHandler):
         for asked in json.loads(self.body)["objects"]:
             answer = {"oid": asked["oid"], "size": asked["size"]}
             if asked["oid"] not in self.hub.lfs_objects:
-                answer["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{asked['oid']}"}}
+                answer["actions"] = {"upload": {"href": f"{self.hub.storage_url}/lfs/{asked['oid']}"}}
             answers.append(answer)
         self._json({"transfer": "basic", "objects": answers})
 
@@ -365,7 +371,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{file.etag}"'}
         if file.is_lfs:
             headers |= {"X-Linked-Etag": f'"{file.etag}"', "X-Linked-Size": str(len(file.content))}
-            headers["Location"] = f"{self.hub.url}/lfs/{file.sha256}"
+            headers["Location"] = f"{self.hub.storage_url}/lfs/{file.sha256}"
             self._send(302, headers=headers)
         elif self.command == "HEAD":
             self._send(200, headers=headers | {"Content-Length": str(len(file.content))})
@@ -405,7 +411,7 @@ ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("GET", f"/api/models/{REPO}", Handler.info),
     ("GET", f"/api/models/{REPO}/revision/{REVISION}", Handler.info),
     ("GET", f"/api/models/{REPO}/refs", Handler.references),
-    ("GET", f"/api/models/{REPO}/tree/{REVISION}(?P<folder>/.*)?", Handler.tree),
+    ("GET", f"/api/models/{REPO}/tree/{REVISION}(?P<folder>/.*|)", Handler.tree),
     ("POST", f"/api/models/{REPO}/paths-info/{REVISION}", Handler.paths_info),
     ("POST", f"/api/models/{REPO}/branch/{REVISION}", Handler.branch),
     ("POST", f"/api/models/{REPO}/preupload/{REVISION}", Handler.preupload),

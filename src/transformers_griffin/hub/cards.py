@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.results import BenchmarkResults, Estimate, Setting, Summary
-from .facts import DraftFacts
+from .facts import DraftFacts, TrainingFacts
 from .privacy import without_paths
 
 
@@ -47,6 +47,7 @@ def draft_card(facts: DraftFacts, tags: Sequence[str] = ()) -> ModelCard:
         provenance=_provenance(facts.results),
         training=_training_rows(facts),
         recipe=without_paths(facts.training.recipe) if facts.training else {},
+        metrics=[(name, f"{value:.4g}") for name, value in facts.training.metrics.items()] if facts.training else [],
     )
 
 
@@ -60,6 +61,7 @@ def template_path() -> Path:
 
 
 def _metadata(facts: DraftFacts, tags: Sequence[str]) -> ModelCardData:
+    eval_results = _eval_results(facts)
     return ModelCardData(
         base_model=facts.target,
         license=facts.licence.license,
@@ -68,8 +70,8 @@ def _metadata(facts: DraftFacts, tags: Sequence[str]) -> ModelCardData:
         library_name=LIBRARY,
         datasets=(facts.training.datasets or None) if facts.training else None,
         tags=[*TAGS, *tags],
-        model_name=_name(facts),
-        eval_results=_eval_results(facts) or None,
+        model_name=_name(facts) if eval_results else None,
+        eval_results=eval_results or None,
     )
 
 
@@ -170,20 +172,16 @@ def _provenance(results: BenchmarkResults | None) -> list[tuple[str, str]]:
 
 
 def _training_rows(facts: DraftFacts) -> list[tuple[str, str]]:
-    training = facts.training
-    if training is None:
-        return [(name, NOT_RECORDED) for name in ("Data", "Steps", "Hardware", "Versions", "Evaluation")]
+    training = facts.training or TrainingFacts()
     links = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in training.datasets)
     rows = "" if training.num_rows is None else f"{training.num_rows:,} rows"
     steps = "" if training.num_steps is None else f"{training.num_steps:,}"
     epochs = "" if training.num_epochs is None else f"{training.num_epochs:.2f} epochs"
-    metrics = {name: f"{value:.4g}" for name, value in training.metrics.items()}
     return [
         ("Data", _text([links, rows], NOT_RECORDED)),
         ("Steps", _text([steps, epochs], NOT_RECORDED)),
         ("Hardware", _text(training.hardware, NOT_RECORDED)),
         ("Versions", _text(training.versions, NOT_RECORDED)),
-        ("Evaluation", _text(metrics, NOT_MEASURED)),
     ]
 
 

@@ -1,5 +1,7 @@
 """
-Decodes with the draft of this repository: `target.generate(..., custom_generate="user/draft", trust_remote_code=True)`.
+Decodes with the draft of this repository::
+
+    target.generate(**inputs, custom_generate="user/draft", trust_remote_code=True)
 
 The decoding loop is in the package, not here: `pip install transformers-griffin`.
 """
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+
 from transformers_griffin import GriffinDraftModel
 
 
@@ -18,7 +20,7 @@ from transformers_griffin import GriffinDraftModel
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
-def generate(model: PreTrainedModel, **arguments: Any) -> Any:
+def generate(model: Any, **arguments: Any) -> Any:
     """
     What `model.generate()` returns, with the draft of this repository as its assistant.
 
@@ -39,11 +41,12 @@ def generate(model: PreTrainedModel, **arguments: Any) -> Any:
     if not Path(repository).is_dir():
         # The code lies in a folder named after its commit: the weights must be those of the same commit.
         hub_arguments["revision"] = Path(__file__).parents[1].name
-    arguments["assistant_model"] = load_draft(repository, model.dtype, model.device, **hub_arguments)
+    arguments["assistant_model"] = load_draft(repository, model.dtype, str(model.device), **hub_arguments)
     return model.generate(**arguments)
 
 
 @lru_cache(maxsize=1)
-def load_draft(repository: str, dtype: torch.dtype, device: torch.device, **hub_arguments: Any) -> GriffinDraftModel:
+def load_draft(repository: str, dtype: torch.dtype, device: str, **hub_arguments: Any) -> GriffinDraftModel:
     """The draft, loaded once for many answers."""
-    return GriffinDraftModel.from_pretrained(repository, dtype=dtype, **hub_arguments).to(device).eval()
+    draft = GriffinDraftModel.from_pretrained(repository, dtype=dtype, **hub_arguments).eval()
+    return draft.to(device)  # type: ignore[arg-type]  # transformers wraps `to`

@@ -155,7 +155,8 @@ def licence_of(target: str | None, token: str | bool | None = None) -> Licence:
     reason = "the target is not known"
     if target:
         try:
-            card = ModelCard.load(Path(target) / "README.md" if Path(target).is_dir() else target, token=token)
+            file = Path(target) / "README.md" if Path(target).is_dir() else target
+            card = ModelCard.load(file, token=token)  # type: ignore[arg-type]  # goes to hf_hub_download
             if card.data.license:
                 return Licence(card.data.license, card.data.license_name, card.data.license_link)
             reason = f"the card of {target} names none"

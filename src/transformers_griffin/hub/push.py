@@ -5,7 +5,7 @@ One commit, so that nobody ever loads half of a push; files of an earlier push t
 leave with the same commit. If the push is interrupted, the repository is as it was, and a second push sends only what
 has not arrived.
 
-Next: `cli/push.py`.
+Next: `training/`, whose trainer publishes as it goes.
 """
 
 import json
@@ -124,8 +124,18 @@ def write_draft_folder(
         max_shard_size (`int` or `str`): as in `save_pretrained`.
         tags (`Sequence[str]`, defaults to none): further tags of the card.
     """
-    folder = Path(folder)
     draft.save_pretrained(folder, max_shard_size=max_shard_size)
+    complete_draft_folder(folder, facts, tags)
+
+
+def complete_draft_folder(folder: str | Path, facts: DraftFacts, tags: Sequence[str] = ()) -> None:
+    """
+    Adds to a saved draft what a published one has: card, results, training facts, and the code for `custom_generate`.
+
+    Effects:
+        Local paths in `config.json` and `generation_config.json` are shortened.
+    """
+    folder = Path(folder)
     _rewrite(folder / "config.json", target_name_or_path=facts.target)
     _rewrite(folder / "generation_config.json")
     custom_generate = folder / "custom_generate"
@@ -173,4 +183,4 @@ def _replaced_files(api: HfApi, repo_id: str, revision: str | None, new: set[str
     return [CommitOperationDelete(path_in_repo=name) for name in there if _is_ours(name) and name not in new]
 
 
-__all__ = ["files_of", "push_draft_to_hub", "write_draft_folder"]
+__all__ = ["complete_draft_folder", "files_of", "push_draft_to_hub", "write_draft_folder"]

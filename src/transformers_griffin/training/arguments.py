@@ -143,6 +143,10 @@ class GriffinTrainingArguments(TrainingArguments):
                 f"{self.num_passes - 1} non-decreasing fractions from 0 to 1, one for every pass after the first."
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What `training_args.bin` holds: everything but the access token."""
+        return self.__dict__ | {"hub_token": None}
+
     def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
         if getattr(self, name) not in allowed:
             raise ValueError(f"`{name}` is {getattr(self, name)!r}, but must be one of {', '.join(allowed)}.")

@@ -3,7 +3,7 @@ Callbacks of a training: curves of everything that is logged.
 
     GriffinTrainer(..., callbacks=[CurvesCallback()])
 
-Next: `hub/`.
+Next: `plan.py`.
 """
 
 import importlib.util

@@ -18,7 +18,7 @@ draft's FFN size, V the vocabulary, H the query heads and D their width, L `max_
 Every token counts as if it had a loss, so real data takes less. The one free number is `UTILISATION`; with it, the
 paper's own runs come out within a factor of 1.4 of its hours ([`paper_calibration`]).
 
-Next: `hub/`.
+Next: `cli/`.
 """
 
 from collections.abc import Sequence

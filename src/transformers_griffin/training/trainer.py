@@ -15,7 +15,7 @@ What differs from [`~transformers.Trainer`]:
 
 Only the draft is trained, wrapped (`wrapping.py`) and saved. It may be a PEFT model around a [`GriffinDraftModel`].
 
-Next: `hub/`.
+Next: `callbacks.py`.
 """
 
 import math
@@ -31,6 +31,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, unwrap_peft_model
 
+from ..hub import complete_draft_folder, draft_facts
 from ..modeling_griffin import GriffinDraftModel
 from .arguments import GriffinTrainingArguments
 from .checkpoints import check_resumable, last_complete_checkpoint, mark_incomplete
@@ -40,6 +41,7 @@ from .finite import finite_rows, non_finite_error
 from .head_loss import terms_and_gradient
 from .multi_pass import check_passes
 from .objective import COUNTS, PassResult, mean_counts, multi_pass_objective
+from .record import training_facts
 from .sources import check_tokenizer, tokenize_dataset
 from .wrapping import call_through, shard_as_one_unit
 
@@ -320,6 +322,36 @@ class GriffinTrainer(Trainer):
         super()._save_rng_state(output_dir)
         # The first process writes `trainer_state.json` next, which says that the checkpoint is complete.
         self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            training_facts(self).save(str(output_dir or self.args.output_dir))
+
+    def create_model_card(  # type: ignore[override]  # further facts are known here, or not about drafts
+        self,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Writes the card that `push_draft_to_hub` writes, and what else a published draft needs, into `output_dir`.
+
+        Args:
+            license (`str`, *optional*): identifier of a licence; by default the one that the target's card names.
+            tags (`str` or `list[str]`, *optional*): further tags.
+            model_name (`str`, *optional*): the draft's name, if the repository is not known.
+            kwargs: for adapters, whose card is transformers' own.
+        """
+        if self.model is not self.draft:
+            super().create_model_card(license=license, tags=tags, model_name=model_name, **kwargs)
+        elif self.is_world_process_zero():
+            output_dir = str(self.args.output_dir)
+            name = self.hub_model_id or model_name or os.path.basename(os.path.abspath(output_dir))
+            facts = draft_facts(self.draft, name, self.target, license=license, token=self.args.hub_token)
+            more_tags = [tags] if isinstance(tags, str) else (tags or [])
+            complete_draft_folder(output_dir, replace(facts, training=training_facts(self)), more_tags)
 
     # ------------------------------------------------------------------ columns
 

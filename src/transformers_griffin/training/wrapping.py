@@ -1,7 +1,7 @@
 """
 How N passes, which are no forward of the draft, reach it through what wraps it for data-parallel training.
 
-Next: `trainer.py`.
+Next: `record.py`.
 """
 
 from collections.abc import Callable
