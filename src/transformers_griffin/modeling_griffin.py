@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from huggingface_hub import is_offline_mode
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
@@ -367,18 +368,12 @@ class GriffinDraftModel(PreTrainedModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         draft: GriffinDraftModel = loaded[0] if kwargs.get("output_loading_info") else loaded  # type: ignore[index]
         # A model that cannot generate by itself gets no generation config from transformers.
-        file = cached_file(
-            pretrained_model_name_or_path,
-            GENERATION_CONFIG_NAME,
-            _raise_exceptions_for_missing_entries=False,
-            **hub_kwargs,
-        )
-        if file is None:
+        if _has_tree_settings(pretrained_model_name_or_path, hub_kwargs):
+            draft.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+        else:
             logger.warning(
                 f"{pretrained_model_name_or_path} has no {GENERATION_CONFIG_NAME}; the tree is {DEFAULT_TREE}."
             )
-        else:
-            draft.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         return loaded
 
     # ------------------------------------------------------------------ a pass
@@ -462,6 +457,18 @@ class GriffinDraftModel(PreTrainedModel):
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # What `save_pretrained(push_to_hub=True)` passes on.
 PUSH_KWARGS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+
+
+def _has_tree_settings(path_or_repo: str | os.PathLike, hub_kwargs: dict[str, Any]) -> bool:
+    """Whether a draft comes with a generation config. A Hub that does not answer is an error, and no "no"."""
+    try:
+        cached_file(path_or_repo, GENERATION_CONFIG_NAME, **hub_kwargs)
+    except OSError as error:
+        is_offline = is_offline_mode() or hub_kwargs.get("local_files_only", False)
+        if error.__cause__ is not None and not is_offline:  # not missing, but not to be had
+            raise
+        return False
+    return True
 
 
 def draft_config_for(target_config: PreTrainedConfig, **overrides: Any) -> GriffinDraftConfig:

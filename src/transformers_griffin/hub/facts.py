@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -160,7 +161,7 @@ def licence_of(target: str | None, token: str | bool | None = None) -> Licence:
             if card.data.license:
                 return Licence(card.data.license, card.data.license_name, card.data.license_link)
             reason = f"the card of {target} names none"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             reason = f"the card of {target} cannot be read ({str(error).splitlines()[0]})"
     logger.warning(f"The card says that the draft's licence is unknown: {reason}. Give `license` to name one.")
     return Licence()
