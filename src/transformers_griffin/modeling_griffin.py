@@ -376,6 +376,13 @@ class GriffinDraftModel(PreTrainedModel):
             )
         return loaded
 
+    def _supports_logits_to_keep(self) -> bool:
+        """What transformers' own assisted decoding asks first; it gets here where the package is not in charge."""
+        raise RuntimeError(
+            "A GRIFFIN draft cannot decode with transformers alone. Run `pip install transformers-griffin`, and "
+            "`import transformers_griffin` before the draft is loaded."
+        )
+
     # ------------------------------------------------------------------ a pass
 
     def forward(

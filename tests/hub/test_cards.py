@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
 from hub_helpers import some_results, tiny_draft
+from huggingface_hub import ModelCard
 
 from conftest import tiny_llama
 from transformers_griffin.hub import TrainingFacts, cards, draft_card, draft_facts

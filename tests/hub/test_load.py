@@ -60,7 +60,12 @@ def run(hub, tmp_path, site_without_package, site_with_package):
             "HF_MODULES_CACHE": str(tmp_path / f"home_{has_package}" / "modules"),
         }
         done = subprocess.run(
-            [sys.executable, "-S", "-c", "import json, sys, torch\nfound = {}\n" + script + "\nprint(json.dumps(found))"],
+            [
+                sys.executable,
+                "-S",
+                "-c",
+                "import json, sys, torch\nfound = {}\n" + script + "\nprint(json.dumps(found))",
+            ],
             capture_output=True,
             text=True,
             env=environment,
@@ -138,13 +143,13 @@ prompt = {PROMPT}
 early = AutoModel.from_pretrained("alice/my.draft-1", trust_remote_code=True)
 found["plain"] = target.generate(prompt, {GENERATE}).sequences.tolist()
 for name in ("alice/my.draft-1", {str(published)!r}):
-    output = target.generate(prompt, custom_generate=name, trust_remote_code=True, {GENERATE})
+    output = target.generate(prompt, custom_generate=name, trust_remote_code=True, token="hf_alice", {GENERATE})
     found[name] = output.sequences.tolist()
     found["cycles of " + name] = output.acceptance_lengths
 import transformers_griffin
 try:
     target.generate(prompt, assistant_model=early)
-except ValueError as error:
+except RuntimeError as error:
     found["early"] = str(error)
 for trust in (None, True):
     draft = AutoModel.from_pretrained("alice/my.draft-1", trust_remote_code=trust)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from hub_helpers import some_results, tiny_draft
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
-from hub_helpers import some_results, tiny_draft
 from transformers import AutoModel, PreTrainedModel
 
 from conftest import tiny_llama

@@ -1,15 +1,16 @@
 """GriffinTrainer as a transformers Trainer: batches, accumulation, saving, logging, precision."""
 
-from pathlib import Path
-from types import SimpleNamespace
+import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from trainer_helpers import assert_same_weights, make_trainer, training_log, weights_after_training
-from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainerCallback
+from transformers import AutoModel, AutoModelForCausalLM, EarlyStoppingCallback, TrainerCallback
 
 from conftest import tiny_llama
-from transformers_griffin import GriffinDraftModel
+from transformers_griffin import GriffinDraftModel, push_draft_to_hub
+from transformers_griffin.hub import TrainingFacts
 from transformers_griffin.training import GriffinTrainer, objective
 
 
@@ -168,33 +169,38 @@ def test_a_model_that_is_no_draft_is_refused(tmp_path):
         make_trainer(tmp_path, model=tiny_llama())
 
 
-class FakeHub:
-    """Stands for the Hub: keeps the names of the files that would be uploaded."""
-
-    def __init__(self) -> None:
-        self.uploads: list[set[str]] = []
-
-    def create_repo(self, repo_id, **kwargs):
-        return SimpleNamespace(repo_id=f"user/{repo_id}")
-
-    def upload_folder(self, folder_path, run_as_future=False, **kwargs):
-        self.uploads.append({path.name for path in Path(folder_path).iterdir()})
-        return SimpleNamespace(done=lambda: True, result=lambda: None) if run_as_future else None
-
-
-def test_push_to_hub_uploads_weights_tree_settings_and_card(tmp_path, monkeypatch):
-    hub = FakeHub()
-    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
+def test_push_to_hub_publishes_what_push_draft_to_hub_does(tmp_path, hub):
+    """A checkpoint while it trains; at the end the draft with its card, the training's facts and no token."""
     settings = {"save_strategy": "steps", "save_steps": 1, "hub_strategy": "checkpoint", "max_steps": 1}
-    trainer = make_trainer(tmp_path, push_to_hub=True, **settings)
+    trainer = make_trainer(tmp_path / "run", push_to_hub=True, hub_token="hf_alice", **settings)
     trainer.train()
-    trainer.push_to_hub()
+    trainer.push_to_hub(license="mit", tags="mine")
+    files = hub.files("alice/run")
     model_files = {"model.safetensors", "config.json", "generation_config.json", "training_args.bin"}
-    first, checkpoint, last = hub.uploads
-    assert model_files <= first
-    assert model_files | {"trainer_state.json", "optimizer.pt"} <= checkpoint
-    assert model_files | {"README.md"} <= last
-    assert "library_name: transformers" in (tmp_path / "README.md").read_text()
+    assert model_files <= files.keys()
+    assert {f"last-checkpoint/{name}" for name in model_files | {"trainer_state.json", "optimizer.pt"}} <= files.keys()
+    assert {"modeling_griffin.py", "custom_generate/generate.py"} <= files.keys()
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.license == "mit"
+    assert card.data.tags == ["griffin", "speculative-decoding", "transformers_griffin", "mine"]
+    assert "| Data | 16 rows |" in card.text
+    assert "| `num_passes` | 3 |" in card.text
+    assert TrainingFacts(**json.loads(files["training_facts.json"])).num_steps == 1
+    assert not [name for name, content in files.items() if b"hf_alice" in content]
+    assert_same_weights(AutoModel.from_pretrained("alice/run").state_dict(), dict(trainer.draft.named_parameters()))
+
+
+def test_a_trained_draft_carries_its_training_to_a_later_push(tmp_path, hub):
+    trainer = make_trainer(tmp_path / "run", max_steps=1)
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    push_draft_to_hub(GriffinDraftModel.from_pretrained(tmp_path / "run"), "alice/later", license="mit")
+    card = hub.files("alice/later")["README.md"].decode()
+    assert "| Steps | 1, 0.25 epochs |" in card
+    assert "| `eval_loss` |" in card
+    assert "runtime" not in card
+    assert str(tmp_path) not in card
 
 
 @pytest.mark.parametrize("settings", [{"bf16": True}, {"torch_compile": True, "torch_compile_backend": "eager"}])

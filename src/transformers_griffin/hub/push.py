@@ -84,12 +84,14 @@ def push_draft_to_hub(
         ValueError: if the draft does not fit the target, the results are not about it, or a file contains a token.
         HfHubHTTPError: if the Hub refuses.
     """
-    facts = draft_facts(draft, repo_id, target, results, method, license, token)
     api = HfApi(token=token, library_name="transformers-griffin", library_version=__version__)
+    facts = draft_facts(draft, repo_id, target, results, method, license, token)
+    if "/" not in repo_id:
+        repo_id = f"{api.whoami()['name']}/{repo_id}"
     with TemporaryDirectory() as folder:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         write_draft_folder(draft, folder, replace(facts, repo_id=repo_id), max_shard_size, tags or ())
         check_no_token(folder, token if isinstance(token, str) else get_token())
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/pr"):
             _create_branch(api, repo_id, revision, create_pr)
         additions = [
