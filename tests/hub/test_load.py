@@ -1,6 +1,5 @@
 """A published draft loads three ways, each in a fresh interpreter that has, or has not, the package."""
 
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from transformers_griffin import push_draft_to_hub
 
 
 PACKAGE = Path(transformers_griffin.__file__).parent
+ROOT = Path(__file__).parents[2]
 PROMPT = "torch.tensor([[5, 9, 11]])"
 GENERATE = "max_new_tokens=12, do_sample=False, pad_token_id=0, return_dict_in_generate=True"
 
@@ -59,13 +59,9 @@ def run(hub, tmp_path, site_without_package, site_with_package):
             "HF_HUB_CACHE": str(tmp_path / f"home_{has_package}" / "hub"),
             "HF_MODULES_CACHE": str(tmp_path / f"home_{has_package}" / "modules"),
         }
+        whole_script = f"import json, sys, torch\nfound = {{}}\n{script}\nprint(json.dumps(found))"
         done = subprocess.run(
-            [
-                sys.executable,
-                "-S",
-                "-c",
-                "import json, sys, torch\nfound = {}\n" + script + "\nprint(json.dumps(found))",
-            ],
+            [sys.executable, "-S", "-c", whole_script],
             capture_output=True,
             text=True,
             env=environment,
@@ -170,5 +166,28 @@ found["tree"] = draft.generation_config.num_assistant_tokens
     assert len(downloads) == 2, "target and draft, each once"
 
 
-def test_the_package_that_is_tested_is_the_one_that_pip_knows():
-    assert importlib.metadata.version("transformers-griffin") == transformers_griffin.__version__
+@pytest.mark.slow
+def test_a_wheel_brings_all_that_publishing_needs(tmp_path, site_without_package):
+    """Built by pip as users' installations are, installed into an empty directory, run from there."""
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
+    assert (tmp_path / "site" / "transformers_griffin" / "hub" / "templates" / "draft_card.md").is_file()
+    tiny_draft().save_pretrained(tmp_path / "draft")
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, (site_without_package, tmp_path / "site"))),
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = ["push", "draft", "alice/mine", "--license", "mit", "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "transformers_griffin.cli", *command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert "in 8 files of mine would go to alice/mine" in done.stdout
+    for name in ("modeling_griffin.py", "custom_generate/generate.py"):
+        assert (tmp_path / "mine" / name).is_file()
