@@ -56,10 +56,10 @@ def test_removal_puts_the_original_methods_back(hook):
     assert hook.is_installed()
 
 
-def test_without_the_hook_transformers_does_not_know_what_to_do_with_a_draft(hook, pair):
+def test_without_the_hook_a_draft_says_what_it_needs(hook, pair):
     target, draft = pair
     hook.remove()
-    with pytest.raises(AttributeError):
+    with pytest.raises(RuntimeError, match="pip install transformers-griffin"):
         target.generate(golden_prompts()[0], assistant_model=draft, max_new_tokens=4)
 
 

@@ -234,9 +234,14 @@ def test_an_unknown_licence_is_written_as_such_and_asked_for(hub, caplog, readme
 
 
 def test_the_target_is_known_by_its_model_too():
-    target = tiny_llama()
+    """A local copy of it says less than what the draft was made for."""
+    target, draft = tiny_llama(), tiny_draft()
     target.config.name_or_path = "user/target"
-    assert draft_facts(tiny_draft(), "alice/draft", target, license="mit").target == "user/target"
+    assert draft_facts(draft, "alice/draft", target, license="mit").target == "user/target"
+    target.config.name_or_path = "/somewhere/target"
+    assert draft_facts(draft, "alice/draft", target, license="mit").target is None
+    draft.config.target_name_or_path = "user/target"
+    assert draft_facts(draft, "alice/draft", target, license="mit").target == "user/target"
 
 
 # ---------------------------------------------------------------------- the template

@@ -124,7 +124,7 @@ def draft_facts(
         size_bytes=sum(weight.numel() * weight.element_size() for weight in draft.parameters()),
         dtype=str(draft.dtype).removeprefix("torch."),
         tree=tree,
-        target=published_name(target),
+        target=published_name(target) or published_name(draft.config.target_name_or_path),
         licence=Licence(license) if license else licence_of(target, token),
         training=TrainingFacts.load(draft.name_or_path) if draft.name_or_path else None,
         results=results,

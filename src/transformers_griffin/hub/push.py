@@ -141,7 +141,7 @@ def complete_draft_folder(folder: str | Path, facts: DraftFacts, tags: Sequence[
     _rewrite(folder / "config.json", target_name_or_path=facts.target)
     _rewrite(folder / "generation_config.json")
     custom_generate = folder / "custom_generate"
-    custom_generate.mkdir(exist_ok=True)
+    custom_generate.mkdir(parents=True, exist_ok=True)
     source = Path(__file__).with_name("custom_generate.py")
     (custom_generate / "generate.py").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     (custom_generate / "requirements.txt").write_text("transformers-griffin\n", encoding="utf-8")
@@ -164,7 +164,9 @@ def _is_ours(name: str) -> bool:
 
 
 def _rewrite(path: Path, **changes: Any) -> None:
-    """Changes a JSON file, and shortens the local paths in it."""
+    """Changes a JSON file, if it is there, and shortens the local paths in it."""
+    if not path.is_file():
+        return
     content = json.loads(path.read_text(encoding="utf-8"))
     content.update({name: value for name, value in changes.items() if name in content})
     path.write_text(json.dumps(without_paths(content), indent=2, sort_keys=True) + "\n", encoding="utf-8")
