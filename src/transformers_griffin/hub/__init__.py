@@ -1,0 +1,1 @@
+"""Publish and load: the way of a draft to others."""
