@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from .checkpoint_files import CONFIG_FILE, PICKLE_FILE, SAFETENSORS_FILE, read_config, read_weights
 from .configuration_griffin import GriffinDraftConfig
-from .modeling_griffin import GriffinDraftModel
+from .modeling_griffin import GriffinDraftModel, moved_to
 
 
 logger = logging.get_logger(__name__)
@@ -306,7 +306,7 @@ def _check_embedding(embedding: torch.Tensor, config: GriffinDraftConfig, target
 @torch.no_grad()
 def _embedding_table(target: PreTrainedModel, vocab_size: int) -> torch.Tensor:
     embedding = target.get_input_embeddings()
-    return embedding(_all_ids(vocab_size).to(target.device)).cpu()
+    return embedding(moved_to(embedding, _all_ids(vocab_size))).cpu()
 
 
 def _all_ids(vocab_size: int) -> torch.Tensor:
