@@ -1,4 +1,4 @@
-"""`device_map` and accelerate's big-model loading: offloaded weights are on the meta device until their module runs."""
+"""`device_map` and big-model loading: offloaded weights are on the meta device until their module runs."""
 
 import re
 

@@ -1,8 +1,8 @@
 """
 Quantised targets and drafts, with torchao and bitsandbytes on a CPU.
 
-The target of an answer is the quantised model: its own plain answers are what drafts must not change. Quantising a draft
-changes what it proposes, never the answer.
+The target of an answer is the quantised model: its own plain answers are what drafts must not change. Quantising a
+draft changes what it proposes, never the answer.
 """
 
 import pytest
@@ -22,8 +22,14 @@ QUANTISATIONS = {
     "bitsandbytes-8bit": BitsAndBytesConfig(load_in_8bit=True),
     "bitsandbytes-4bit": BitsAndBytesConfig(load_in_4bit=True),
 }
-# Bytes of a weight, with scales, relative to float32; blocks and channels of the tiny model are short.
-LARGEST_SHARE = {"8bit": 0.35, "int8": 0.35, "dynamic": 0.35, "4bit": 0.25}
+# Bytes on disk relative to float32: a quarter or an eighth, and scales and norms.
+LARGEST_SHARE = {"8bit": 0.32, "int8": 0.32, "dynamic": 0.32, "4bit": 0.22}
+
+
+SLOW = ("torchao-int8-dynamic", "bitsandbytes-8bit")
+EACH = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in QUANTISATIONS]
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,7 @@ def float_linears(model) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", QUANTISATIONS)
+@EACH
 def test_a_quantised_target_answers_as_it_does_alone(saved, name):
     target = load_target(saved, name)
     assert float_linears(target) == ["lm_head"]
@@ -65,24 +71,23 @@ def test_a_quantised_target_answers_as_it_does_alone(saved, name):
     assert_same_answers(target, draft)
 
 
-@pytest.mark.parametrize("name", QUANTISATIONS)
+@EACH
 def test_a_quantised_draft_is_quantised_whole_and_changes_no_answer(saved, name):
     """The last layer's MLP too, which quantizers would take for an LM head if it came last."""
     draft = load_draft(saved, name)
     assert float_linears(draft) == []
-    whole = GriffinDraftModel.from_pretrained(saved / "draft")
-    share = draft.get_memory_footprint() / whole.get_memory_footprint()
-    assert share < LARGEST_SHARE[name.rpartition("-")[2]]
     assert_same_answers(load_target(saved), draft)
     assert_same_answers(load_target(saved, name), draft)
 
 
-@pytest.mark.parametrize("name", QUANTISATIONS)
-def test_a_quantised_draft_comes_back_from_disk(saved, name, tmp_path):
+@EACH
+def test_a_quantised_draft_comes_back_from_a_smaller_file(saved, name, tmp_path):
     draft = load_draft(saved, name)
     draft.generation_config.draft_tree_depth = 3
     draft.generation_config.num_assistant_tokens = 7
     draft.save_pretrained(tmp_path)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path, saved / "draft")]
+    assert sizes[0] < LARGEST_SHARE[name.rpartition("-")[2]] * sizes[1]
     back = GriffinDraftModel.from_pretrained(tmp_path).eval()
     assert float_linears(back) == []
     assert back.generation_config.draft_tree_depth == 3

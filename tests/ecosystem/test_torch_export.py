@@ -16,7 +16,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    ["griffin", pytest.param("eagle", marks=pytest.mark.slow), pytest.param("two layers", marks=pytest.mark.slow)],
+)
 def test_an_exported_draft_computes_the_same_for_other_shapes(tmp_path, kind):
     draft = GriffinDraftModel.from_target(tiny_llama(), **KINDS[kind]).eval()
     example = {"inputs_embeds": torch.randn(2, 9, 32), "features": torch.randn(2, 9, 32), "return_dict": False}
