@@ -1,6 +1,7 @@
 """A draft learns from a quantised or offloaded target, of which the trainer takes the last hidden state only."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from conftest import tiny_llama
 from transformers_griffin import GriffinDraftModel
+from transformers_griffin.training.fingerprints import describe_target
 
 
 QUANTISATIONS = {
@@ -54,6 +56,18 @@ def test_a_draft_learns_from_a_quantised_target(saved, tmp_path, name):
     assert found == pytest.approx(expected, rel=0.02)
     assert found != expected
     assert torch.equal(features_of(target), features)
+
+
+@pytest.mark.parametrize("name", QUANTISATIONS)
+def test_stored_features_know_the_quantised_target_that_they_are_of(saved, tmp_path, name):
+    """The same target is known again; one with another weight, quantised the same way, is another."""
+    whole = AutoModelForCausalLM.from_pretrained(saved)
+    whole.model.layers[1].mlp.down_proj.weight.data[5] *= 1.5
+    whole.save_pretrained(tmp_path)
+    load = partial(AutoModelForCausalLM.from_pretrained, quantization_config=QUANTISATIONS[name])
+    weights = [describe_target(load(folder))["weights"] for folder in (saved, saved, tmp_path)]
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
 
 
 @pytest.mark.parametrize("name", OFFLOADED)
