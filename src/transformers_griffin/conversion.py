@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from .checkpoint_files import CONFIG_FILE, PICKLE_FILE, SAFETENSORS_FILE, read_config, read_weights
 from .configuration_griffin import GriffinDraftConfig
-from .modeling_griffin import GriffinDraftModel
+from .modeling_griffin import GriffinDraftModel, moved_to
 
 
 logger = logging.get_logger(__name__)
@@ -145,14 +145,12 @@ def write_released_checkpoint(
     _check_has_released_form(config)
     if target is not None:
         draft.bind(target)
-    weights = {EMBEDDING_KEY: draft.embed_tokens(_all_ids(config.vocab_size)).detach()}
-    weights |= {_released_key(key, config.fusion): tensor for key, tensor in draft.state_dict().items()}
-    weights = {key: tensor.cpu().contiguous() for key, tensor in weights.items()}
+    embedding = draft.embed_tokens(_all_ids(config.vocab_size)).detach()
+    weights = {EMBEDDING_KEY: embedding.cpu().contiguous()} | released_weights(draft)
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_config_to_released(config, draft.dtype), indent=2, sort_keys=True)
-    (directory / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    write_config(released_config(draft), directory)
     if safe_serialization:
         save_file(weights, directory / SAFETENSORS_FILE, metadata={"format": "pt"})
     else:
@@ -219,7 +217,9 @@ def _rope_from_released(released: dict[str, Any]) -> dict[str, Any]:
     return scaling | {"rope_type": rope_type, "rope_theta": theta}
 
 
-def _config_to_released(config: GriffinDraftConfig, dtype: torch.dtype) -> dict[str, Any]:
+def released_config(draft: GriffinDraftModel) -> dict[str, Any]:
+    """What `config.json` of the released layout says about a draft."""
+    config = draft.config
     rope: dict[str, Any] = dict(config.rope_parameters or {})
     scaling = {"type": rope["rope_type"]} | {k: v for k, v in rope.items() if k not in ("rope_type", "rope_theta")}
     return {name: getattr(config, name) for name in REQUIRED_FIELDS + COPIED_FIELDS} | {
@@ -232,9 +232,15 @@ def _config_to_released(config: GriffinDraftConfig, dtype: torch.dtype) -> dict[
         "rope_scaling": None if rope["rope_type"] == "default" else scaling,
         "rope_theta": rope["rope_theta"],
         "tie_word_embeddings": False,
-        "torch_dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": str(draft.dtype).removeprefix("torch."),
         "use_cache": True,
     }
+
+
+def write_config(config: dict[str, Any], directory: Path) -> None:
+    """Writes `config.json`, made to be read by people too."""
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (directory / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _check_has_released_form(config: GriffinDraftConfig) -> None:
@@ -300,11 +306,19 @@ def _check_embedding(embedding: torch.Tensor, config: GriffinDraftConfig, target
 @torch.no_grad()
 def _embedding_table(target: PreTrainedModel, vocab_size: int) -> torch.Tensor:
     embedding = target.get_input_embeddings()
-    return embedding(_all_ids(vocab_size).to(target.device)).cpu()
+    return embedding(moved_to(embedding, _all_ids(vocab_size))).cpu()
 
 
 def _all_ids(vocab_size: int) -> torch.Tensor:
     return cast(torch.Tensor, torch.arange(vocab_size))
+
+
+def released_weights(draft: GriffinDraftModel) -> dict[str, torch.Tensor]:
+    """The draft's own weights on the CPU, under the names of the released layout; without the embedding."""
+    return {
+        _released_key(key, draft.config.fusion): tensor.cpu().contiguous()
+        for key, tensor in draft.state_dict().items()
+    }
 
 
 def _load_weights(config: GriffinDraftConfig, weights: dict[str, torch.Tensor]) -> GriffinDraftModel:
@@ -351,4 +365,4 @@ def _released_key(key: str, fusion: str) -> str:
     return released + key.removeprefix(own)
 
 
-__all__ = ["convert_checkpoint", "write_released_checkpoint"]
+__all__ = ["convert_checkpoint", "released_config", "released_weights", "write_config", "write_released_checkpoint"]

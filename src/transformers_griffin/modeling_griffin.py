@@ -150,9 +150,10 @@ class GriffinDecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = (
             nn.Identity() if layer_idx == 0 else LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         )
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.has_dual_head = config.dual_head and layer_idx == config.num_hidden_layers - 1
         self.mlp = TokenEnhancedHead(config) if self.has_dual_head else LlamaMLP(config)
+        # Last on purpose: quantizers of transformers leave the last module as it is and take it for an LM head.
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, **attention_kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         attention_output, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **attention_kwargs)
@@ -266,7 +267,12 @@ class GriffinDraftModel(PreTrainedModel):
     def embed_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The target's embeddings of `input_ids` (any shape), on the draft's device and in its dtype."""
         embedding, _ = self._borrowed()
-        embeds = embedding(input_ids.to(embedding.weight.device))
+        if self.device.type == "meta":
+            raise RuntimeError(
+                "The draft's first weights are offloaded or were never loaded. A draft is small and read several "
+                "times a cycle: load it without `device_map`, or with one that keeps `fusion` on a device."
+            )
+        embeds = embedding(moved_to(embedding, input_ids))
         return embeds.to(device=self.device, dtype=self.dtype)
 
     def compute_logits(self, predict: torch.Tensor) -> torch.Tensor:
@@ -281,7 +287,7 @@ class GriffinDraftModel(PreTrainedModel):
             soft-capping of the target's configuration are applied, so that drafted probabilities are comparable.
         """
         _, head = self._borrowed()
-        logits = head(predict.to(device=head.weight.device, dtype=head.weight.dtype))
+        logits = head(moved_to(head, predict).to(head.weight.dtype))
         if self._logit_scale != 1.0:
             logits = logits * self._logit_scale
         if self._logit_softcap is not None:
@@ -329,13 +335,15 @@ class GriffinDraftModel(PreTrainedModel):
             config_overrides: fields of [`GriffinDraftConfig`], for example `fusion="concat"`.
 
         Returns:
-            [`GriffinDraftModel`]: on the target's device and in its dtype.
+            [`GriffinDraftModel`]: on the device of the target's LM head and in the target's dtype.
         """
         # Made in the target's dtype: casting afterwards would round the rotary frequencies too.
         draft = cls._from_config(draft_config_for(target.config, **config_overrides), dtype=target.dtype)
         draft.config.target_name_or_path = target.config.name_or_path or None
-        head = target.get_output_embeddings()
-        return draft.to(device=target.device if head is None else head.weight.device).bind(target)
+        _, head = draft.bind(target)._borrowed()
+        # Offloaded weights are on the meta device.
+        devices = [weight.device for weight in (*target.parameters(), head.weight) if not weight.is_meta]
+        return draft.to(device=devices[-1]) if devices else draft
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """
@@ -509,6 +517,15 @@ def draft_config_for(target_config: PreTrainedConfig, **overrides: Any) -> Griff
     return GriffinDraftConfig(**(fields | overrides))
 
 
+def moved_to(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """
+    `inputs` on the device of a module with a weight; where they are if it is offloaded, as its weight is on the meta
+    device then and it fetches its inputs itself.
+    """
+    device = cast("torch.Tensor", module.weight).device
+    return inputs if device.type == "meta" else inputs.to(device)
+
+
 def _head_dim(text: PreTrainedConfig) -> int:
     # Latent attention (DeepSeek) has several head widths; the draft's attention is an ordinary one.
     head_dim = None if getattr(text, "kv_lora_rank", None) else getattr(text, "head_dim", None)
@@ -539,4 +556,4 @@ def _first_of(config: PreTrainedConfig, *names: str) -> Any:
     return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
 
 
-__all__ = ["GriffinDraftModel", "GriffinDraftOutput", "draft_config_for"]
+__all__ = ["GriffinDraftModel", "GriffinDraftOutput", "draft_config_for", "moved_to"]

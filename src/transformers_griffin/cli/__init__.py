@@ -11,14 +11,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import convert, generate, plan, prepare, push
+from . import convert, export, generate, plan, prepare, push
 
 
-SUBCOMMANDS = (convert, generate, plan, prepare, push)
+SUBCOMMANDS = (convert, export, generate, plan, prepare, push)
 EXAMPLES = """\
 examples:
   griffin convert user/griffin-release my-draft --target user/target
   griffin convert my-draft released --target user/target --to released
+  griffin export my-draft served --target user/target
   griffin generate --target user/target --draft my-draft --prompt "Why is the sky blue?"
   griffin plan --target user/target
   griffin prepare --target user/target --data chats.jsonl --output features

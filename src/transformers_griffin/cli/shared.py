@@ -45,7 +45,10 @@ def default_device() -> str:
 def load_draft(
     path_or_repo: str, target: "PreTrainedModel", dtype: Any = "auto", **hub_kwargs: Any
 ) -> "GriffinDraftModel":
-    """A draft in our format, or a released one in the dtype of its file, bound to the target."""
+    """
+    A draft in our format, or a released one in the dtype of its file, bound to the target. Of a target on the meta
+    device only the configuration is compared.
+    """
     from transformers import PreTrainedConfig
 
     from ..configuration_griffin import GriffinDraftConfig
@@ -54,7 +57,8 @@ def load_draft(
 
     config, _ = PreTrainedConfig.get_config_dict(path_or_repo, **hub_kwargs)
     if config.get("model_type") != GriffinDraftConfig.model_type:
-        return convert_checkpoint(path_or_repo, target=target, **hub_kwargs)
+        weights_of = None if target.device.type == "meta" else target
+        return convert_checkpoint(path_or_repo, target.config, weights_of, **hub_kwargs).bind(target)
     return GriffinDraftModel.from_pretrained(path_or_repo, dtype=dtype, **hub_kwargs).eval().bind(target)
 
 

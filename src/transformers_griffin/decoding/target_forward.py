@@ -130,10 +130,9 @@ class TargetForward:
         return tree if self.verifies_trees else first_nodes(tree, self.num_readable - self.cache_length)
 
     def _tree_inputs(self, tree: DraftTree) -> dict[str, Any]:
-        device = self.target.device
         model_inputs: dict[str, Any] = {
             **self._other_kwargs(tree.tokens.shape[1]),
-            "input_ids": tree.tokens.to(device),
+            "input_ids": tree.tokens,
             "attention_mask": self._tree_masks(tree),
             "past_key_values": self.cache,
             "use_cache": True,
@@ -141,7 +140,7 @@ class TargetForward:
         if self.position_of_slot is not None:
             # Nodes behind the longest answer matter to nobody, but a table of learned positions ends somewhere.
             slots = (tree.depths + self.cache_length).clamp(max=self.num_readable - 1)
-            model_inputs["position_ids"] = slots.to(device) + self.position_of_slot
+            model_inputs["position_ids"] = slots + self.position_of_slot
         return model_inputs
 
     def _tree_masks(self, tree: DraftTree) -> Any:
@@ -152,9 +151,7 @@ class TargetForward:
             allowed = tree_attention_mask(
                 tree, self.cache_length, kv_length, kv_offset, sliding_window, self._padding_mask()
             )
-            masks[kind] = as_attention_mask(
-                allowed.to(self.target.device), self.text_config._attn_implementation, self.target.dtype
-            )
+            masks[kind] = as_attention_mask(allowed, self.text_config._attn_implementation, self.target.dtype)
         return masks if len(masks) > 1 else masks.popitem()[1]
 
     def _padding_mask(self, num_more: int = 0) -> torch.Tensor | None:

@@ -27,7 +27,7 @@ from ..evaluation import (
     misaligned_rates,
     repeated_ngram_share,
 )
-from ..modeling_griffin import GriffinDraftModel
+from ..modeling_griffin import GriffinDraftModel, moved_to
 from .answer_hits import answer_hits, chains
 
 
@@ -123,7 +123,7 @@ class AcceptanceEvaluator:
 
     def _measure(self, trainer: "GriffinTrainer", index: int, num_passes: int) -> MeasuredAnswer:
         target, draft = trainer.target, trainer.draft
-        prompt = prompt_ids(self.prompts[index], trainer.processing_class).to(target.device)
+        prompt = moved_to(target.get_input_embeddings(), prompt_ids(self.prompts[index], trainer.processing_class))
         torch.manual_seed(self.seed + index)
         answer = answer_prompt(target, prompt, draft, **self.generate_kwargs)
         sequence = torch.cat((prompt, prompt.new_tensor([answer.new_tokens])), dim=1)

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..modeling_griffin import moved_to
+
 
 NO_LABEL = -100
 
@@ -100,9 +102,9 @@ def check_packing(target: Any) -> None:
     Raises:
         ValueError: if its features of a document depend on the one before, or it takes no positions.
     """
-    weight = target.get_input_embeddings().weight
-    input_ids = torch.arange(6, device=weight.device).unsqueeze(0) % weight.shape[0]
-    documents = torch.tensor([[1, 1, 1, 2, 2, 2]], device=weight.device)
+    embedding = target.get_input_embeddings()
+    input_ids = moved_to(embedding, torch.arange(6).unsqueeze(0) % embedding.weight.shape[0])
+    documents = torch.tensor([[1, 1, 1, 2, 2, 2]], device=input_ids.device)
     alone = target.base_model(input_ids=input_ids[:, 3:], use_cache=False).last_hidden_state
     try:
         packed = draft_batch(target.base_model, input_ids, documents=documents).next_features[:, 2:]

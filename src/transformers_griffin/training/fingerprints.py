@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -41,13 +42,22 @@ def _fingerprint_weights(backbone: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(backbone.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
-        if not weight.is_meta and weight.numel():  # offloaded weights are not here to be read
-            num_samples = min(NUM_SAMPLES, weight.numel())
-            positions = torch.arange(num_samples) * (weight.numel() - 1) // max(1, num_samples - 1)
-            sample = weight.flatten()[positions.to(weight.device)].cpu()
-            sample = sample.to(torch.bfloat16) if sample.is_floating_point() else sample
-            digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
+        for part in _plain_tensors(weight):
+            if not part.is_meta and part.numel():  # offloaded weights are not here to be read
+                num_samples = min(NUM_SAMPLES, part.numel())
+                positions = torch.arange(num_samples) * (part.numel() - 1) // max(1, num_samples - 1)
+                sample = part.flatten()[positions.to(part.device)].cpu()
+                sample = sample.to(torch.bfloat16) if sample.is_floating_point() else sample
+                digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _plain_tensors(weight: torch.Tensor) -> list[torch.Tensor]:
+    """The weight itself, or what a quantised one consists of (numbers and scales)."""
+    if not is_traceable_wrapper_subclass(weight):
+        return [weight]
+    names, _ = weight.__tensor_flatten__()
+    return [part for name in names for part in _plain_tensors(getattr(weight, name))]
 
 
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
+from ..modeling_griffin import moved_to
 from .conversations import Message, render
 from .data import CONVERSATION_COLUMNS, row_messages
 from .fingerprints import describe_target, describe_tokenizer
@@ -194,14 +195,14 @@ class _Answerer:
 
     def _generate(self, prompts: list[list[int]]) -> list[list[int]]:
         """The new tokens of left-padded prompts, padded on the right."""
-        device: Any = self.target.get_input_embeddings().weight.device
+        embedding = self.target.get_input_embeddings()
         padding = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
         pad_id = next(iter([*_known(self.tokenizer.pad_token_id), *self.end_tokens]), 0)
+        input_ids = [[pad_id] * n + prompt for n, prompt in zip(padding, prompts, strict=True)]
+        attention_mask = [[0] * n + [1] * len(prompt) for n, prompt in zip(padding, prompts, strict=True)]
         output = self.target.generate(  # type: ignore[operator]  # every causal language model has it
-            torch.tensor([[pad_id] * n + prompt for n, prompt in zip(padding, prompts, strict=True)], device=device),
-            attention_mask=torch.tensor(
-                [[0] * n + [1] * len(prompt) for n, prompt in zip(padding, prompts, strict=True)], device=device
-            ),
+            moved_to(embedding, torch.tensor(input_ids)),
+            attention_mask=moved_to(embedding, torch.tensor(attention_mask)),
             **{
                 "pad_token_id": pad_id,
                 **self.generate_kwargs,

@@ -29,6 +29,7 @@ from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling_griffin import moved_to
 from .fingerprints import describe_target, describe_tokenizer, differences
 from .shards import MANIFEST, Columns, ShardWriter, load_shards, read_manifest
 from .sources import check_tokenizer
@@ -242,11 +243,11 @@ def _group_by_length(spans: list[Span], max_tokens: int) -> Iterator[list[Span]]
 
 def _run(target: PreTrainedModel, token_lists: list[list[int]]) -> torch.Tensor:
     """Features of right-padded lists of tokens, `(batch_size, length, hidden_size)`."""
-    device: Any = target.get_input_embeddings().weight.device  # of the first layer, if layers are spread
     lengths = torch.tensor([len(tokens) for tokens in token_lists])
     length = int(lengths.max())
-    input_ids = torch.tensor([[*tokens, *[0] * (length - len(tokens))] for tokens in token_lists], device=device)
-    attention_mask = (torch.arange(length) < lengths.unsqueeze(1)).long().to(device)
+    input_ids = torch.tensor([[*tokens, *[0] * (length - len(tokens))] for tokens in token_lists])
+    input_ids = moved_to(target.get_input_embeddings(), input_ids)  # of the first layer, if layers are spread
+    attention_mask = (torch.arange(length) < lengths.unsqueeze(1)).long().to(input_ids.device)
     outputs = target.base_model(
         input_ids=input_ids, attention_mask=None if attention_mask.all() else attention_mask, use_cache=False
     )
