@@ -1,0 +1,248 @@
+"""
+The tables of a benchmark, as cells of text: Markdown and HTML are made of the same ones.
+
+Next: `markdown.py` and `page.py`, which write them; `comparison.py`, which makes tables of several runs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..results import ALL_DOMAINS, BenchmarkResults, Estimate, Method, Summary
+from .texts import (
+    MISSING,
+    domain_title,
+    flatten,
+    write_bytes,
+    write_estimate,
+    write_mark,
+    write_milliseconds,
+    write_number,
+    write_parameters,
+    write_share,
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column, and the group of neighbours that it stands in."""
+
+    title: str
+    group: str = ""
+    is_text: bool = False  # numbers are set flush right
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place of a table."""
+
+    text: str
+    is_best: bool = False  # set in bold
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows that belong together; the title stands once, left of them."""
+
+    title: str
+    rows: list[list[Cell]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose rows may come in sections."""
+
+    title: str
+    columns: list[Column]
+    sections: list[Section]
+    section_column: str = ""  # what the titles of the sections are; without it they have no column
+
+
+LEGEND = {
+    "τ": "new tokens per cycle of drafting and verification.",
+    "SR": "tokens per second over those of plain eager generate(), same target, prompts, machine and run.",
+    "over best plain": "the same over the fastest plain mode that was measured.",
+    "cycle cost": "τ / SR, the number of plain decoding steps that one cycle takes.",
+    "identical": "answers equal to those of plain eager generate(), token for token; greedy decoding only.",
+    "repeated": "share of the answers' 4-grams that occurred before; an answer that loops is easy to draft.",
+    "Mean": "all prompts of all domains together.",
+    "[low, high]": "95 % bootstrap interval over prompts.",
+    MISSING: "not measured; plain decoding has no cycles.",
+}
+
+
+def by_key(results: BenchmarkResults) -> dict[tuple[str, str, str], Summary]:
+    """Summaries by setting, method and domain."""
+    return {(summary.setting, summary.method, summary.domain): summary for summary in results.summaries}
+
+
+def domains_of(results: BenchmarkResults) -> list[str]:
+    """Domains in their order, all of them together last; a single one is not repeated as the mean."""
+    domains = list(dict.fromkeys(s.domain for s in results.summaries if s.domain != ALL_DOMAINS))
+    return domains if len(domains) == 1 else [*domains, ALL_DOMAINS]
+
+
+def is_plain(method: Method) -> bool:
+    """Whether the target decodes alone."""
+    return method.kind.startswith("plain")
+
+
+def notes_of(results: BenchmarkResults) -> dict[str, int]:
+    """The notes on missing figures, numbered from 1 in the order of the tables."""
+    notes = dict.fromkeys(summary.note for summary in results.summaries if summary.note)
+    return {note: number for number, note in enumerate(notes, start=1)}
+
+
+def paper_table(results: BenchmarkResults) -> Table:
+    """SR and tau of every method by setting and domain, the best in bold: the layout of the paper's Table 1."""
+    domains, summaries = domains_of(results), by_key(results)
+    columns = [Column("Method", is_text=True)]
+    columns += [Column(title, domain_title(domain)) for domain in domains for title in ("SR", "τ")]
+    sections = []
+    for setting in results.settings:
+        pairs = [
+            [
+                figure
+                for domain in domains
+                for figure in _speedup_and_tau(results, summaries.get((setting.name, method.name, domain)))
+            ]
+            for method in results.methods
+        ]
+        rows = _bold_best(pairs)
+        sections.append(
+            Section(
+                setting.name,
+                [[Cell(method.name), *row] for method, row in zip(results.methods, rows, strict=True)],
+            )
+        )
+    return Table("Speed and acceptance", columns, sections, section_column="Setting")
+
+
+def _speedup_and_tau(results: BenchmarkResults, summary: Summary | None) -> list[tuple[float | None, str]]:
+    """Value and text of both figures."""
+    mark = _mark(results, summary)
+    estimates = (summary.speedup_over_eager, summary.tau) if summary else (None, None)
+    return [
+        (None, MISSING + mark) if estimate is None else (round(estimate.value, 2), f"{estimate.value:.2f}{unit}")
+        for estimate, unit in zip(estimates, ("×", ""), strict=True)
+    ]
+
+
+def _mark(results: BenchmarkResults, summary: Summary | None) -> str:
+    return write_mark(notes_of(results)[summary.note]) if summary and summary.note else ""
+
+
+def _bold_best(rows: Sequence[Sequence[tuple[float | None, str]]]) -> list[list[Cell]]:
+    """Marks the largest of every column, ties included, where at least two can be compared."""
+    best: list[float | None] = []
+    for column in zip(*rows, strict=True):
+        values = [value for value, _ in column if value is not None]
+        best.append(max(values) if len(values) > 1 else None)
+    return [
+        [Cell(text, value is not None and value == top) for (value, text), top in zip(row, best, strict=True)]
+        for row in rows
+    ]
+
+
+# Title and text of what is told of each method over all domains.
+DETAILS: dict[str, Callable[[Summary], str]] = {
+    "SR": lambda s: write_estimate(s.speedup_over_eager, unit="×"),
+    "over best plain": lambda s: write_estimate(s.speedup_over_best_plain, unit="×"),
+    "τ": lambda s: write_estimate(s.tau),
+    "cycle cost": lambda s: write_number(s.cycle_cost),
+    "tokens/s": lambda s: write_estimate(s.tokens_per_second, digits=1),
+    "first token": lambda s: write_milliseconds(s.first_token_seconds),
+    "draft / verify / host": lambda s: " / ".join(map(write_share, shares) if (shares := shares_of(s)) else [MISSING]),
+    "memory": lambda s: write_bytes(s.peak_memory_bytes),
+    "identical": lambda s: MISSING if s.num_identical is None else f"{s.num_identical}/{s.num_answers}",
+    "repeated": lambda s: write_share(s.repeated_4grams),
+}
+
+
+def shares_of(summary: Summary) -> tuple[float, float, float] | None:
+    """Draft's, verification's and the host's share of the time, or None if that is not known."""
+    if summary.draft_share is None or summary.verify_share is None:
+        return None
+    return summary.draft_share, summary.verify_share, 1 - summary.draft_share - summary.verify_share
+
+
+def detail_table(results: BenchmarkResults) -> Table:
+    """Every method over all domains, with intervals."""
+    summaries, domain = by_key(results), domains_of(results)[-1]
+    sections = []
+    for setting in results.settings:
+        rows = []
+        for method in results.methods:
+            summary = summaries.get((setting.name, method.name, domain))
+            mark = _mark(results, summary)
+            texts = [write(summary) if summary else MISSING for write in DETAILS.values()]
+            cells = [Cell(text + mark if text == MISSING else text) for text in texts]
+            rows.append([Cell(method.name), *cells])
+        sections.append(Section(setting.name, rows))
+    columns = [Column("Method", is_text=True), *map(Column, DETAILS)]
+    return Table(f"Details: {domain_title(domain)}", columns, sections, section_column="Setting")
+
+
+def methods_table(results: BenchmarkResults) -> Table:
+    """What the methods are."""
+    rows = [
+        [
+            Cell(method.name),
+            Cell(method.description),
+            Cell(write_parameters(method.num_parameters)),
+            Cell(", ".join(f"{name} {value}" for name, value in method.tree.items()) if method.tree else MISSING),
+        ]
+        for method in results.methods
+    ]
+    titles = [Column("Method", is_text=True), Column("what it is", is_text=True), Column("parameters")]
+    return Table("Methods", [*titles, Column("tree", is_text=True)], [Section("", rows)])
+
+
+def settings_table(results: BenchmarkResults) -> Table:
+    """What the settings are."""
+    rows = [
+        [
+            Cell(setting.name),
+            Cell(setting.dtype),
+            Cell(str(setting.batch_size)),
+            Cell(", ".join(f"{name}={value}" for name, value in setting.generate_kwargs.items()) or MISSING),
+        ]
+        for setting in results.settings
+    ]
+    titles = [Column("Setting", is_text=True), Column("dtype", is_text=True), Column("batch size")]
+    return Table("Settings", [*titles, Column("arguments of generate()", is_text=True)], [Section("", rows)])
+
+
+def provenance_table(results: BenchmarkResults) -> Table:
+    """Where the numbers come from."""
+    rows = [[Cell(name), Cell(text)] for name, text in flatten({"target": results.target} | results.provenance)]
+    return Table("Provenance", [Column("what", is_text=True), Column("value", is_text=True)], [Section("", rows)])
+
+
+def headlines(results: BenchmarkResults) -> dict[str, str]:
+    """By setting, one sentence: what is fastest over all domains, and by how much."""
+    summaries, domain = by_key(results), domains_of(results)[-1]
+    sentences = {}
+    for setting in results.settings:
+        speeds = {
+            method.name: (estimate, summary, method)
+            for method in results.methods
+            if (summary := summaries.get((setting.name, method.name, domain)))
+            and (estimate := summary.speedup_over_eager)
+        }
+        sentences[setting.name] = _headline(list(speeds.values()))
+    return sentences
+
+
+def _headline(speeds: list[tuple[Estimate, Summary, Method]]) -> str:
+    others = [entry for entry in speeds if not is_plain(entry[2])]
+    if not others:
+        return "No speed-up was measured."
+    estimate, summary, method = max(others, key=lambda entry: entry[0].value)
+    text = f"{method.name} is {write_estimate(estimate, unit='×')} as fast as plain eager decoding"
+    over_best_plain = summary.speedup_over_best_plain
+    if over_best_plain is not None:
+        text += f", {write_estimate(over_best_plain, unit='×')} as fast as the best plain mode"
+    if summary.tau is not None:
+        text += f", at {summary.tau.value:.2f} tokens per cycle"
+    is_slower = (over_best_plain or estimate).value < 1
+    return f"Plain decoding is fastest. What comes closest: {text}." if is_slower else f"{text}."
