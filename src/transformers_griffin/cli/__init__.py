@@ -11,10 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import convert, export, generate, plan, prepare, push
+from . import convert, export, generate, plan, prepare, push, report
 
 
-SUBCOMMANDS = (convert, export, generate, plan, prepare, push)
+SUBCOMMANDS = (convert, export, generate, plan, prepare, push, report)
 EXAMPLES = """\
 examples:
   griffin convert user/griffin-release my-draft --target user/target
@@ -24,6 +24,7 @@ examples:
   griffin plan --target user/target
   griffin prepare --target user/target --data chats.jsonl --output features
   griffin push my-draft user/my-draft --target user/target --results results.json
+  griffin report runs/before runs/after
 """
 
 

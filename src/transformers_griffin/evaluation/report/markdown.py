@@ -15,6 +15,7 @@ from .tables import (
     Table,
     detail_table,
     headlines,
+    interval_table,
     methods_table,
     notes_of,
     paper_table,
@@ -41,6 +42,7 @@ def markdown_tables(results: BenchmarkResults) -> str:
     return "\n\n".join(
         [
             markdown_table(paper_table(results)),
+            markdown_table(interval_table(results)),
             markdown_table(detail_table(results)),
             *([markdown_notes(results)] if notes_of(results) else []),
             markdown_table(methods_table(results)),
@@ -61,16 +63,17 @@ def markdown_report(results: BenchmarkResults, pictures: Sequence[tuple[str, str
     parts += ["\n".join(f"- **{escape(name)}**: {escape(text)}" for name, text in headlines(results).items())]
     parts += [markdown_tables(results)]
     parts += [f"![{escape(title)}]({path})" for title, path in pictures]
-    parts += [
-        f"## {table.title}\n\n{markdown_table(table)}" for table in (settings_table(results), provenance_table(results))
-    ]
+    tables = (settings_table(results), provenance_table(results))
+    parts += [f"## {table.title}
+
+{markdown_table(table)}" for table in tables]
     return "\n\n".join(parts) + "\n"
 
 
 def markdown_table(table: Table) -> str:
     """A table; the title of a section stands in its first row."""
     titles = [f"{escape(column.group)} {escape(column.title)}".strip() for column in table.columns]
-    rules = ["---" if column.is_text else "---:" for column in table.columns]
+    rules = ["---:" if column.kind == "number" else "---" for column in table.columns]
     rows = [[_write(cell) for cell in row] for section in table.sections for row in section.rows]
     if table.section_column:
         titles, rules = [escape(table.section_column), *titles], ["---", *rules]

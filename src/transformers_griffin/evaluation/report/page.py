@@ -20,6 +20,7 @@ from .tables import (
     Table,
     detail_table,
     headlines,
+    interval_table,
     methods_table,
     notes_of,
     paper_table,
@@ -40,7 +41,8 @@ def html_report(results: BenchmarkResults, pictures: Sequence[Picture] = ()) -> 
         results ([`BenchmarkResults`]): what `griffin bench` left behind.
         pictures (`Sequence[Picture]`): from [`draw_pictures`].
     """
-    facts = [results.target, *(str(results.provenance[name]) for name in ("device", "date") if name in results.provenance)]
+    known = [results.provenance.get(name) for name in ("device", "date")]
+    facts = [results.target, *(str(fact) for fact in known if fact is not None)]
     notes = [f"{write_mark(number)} {note}" for note, number in notes_of(results).items()]
     parts = [
         html_head(results.title, facts, [] if results.is_complete else [INCOMPLETE]),
@@ -48,6 +50,7 @@ def html_report(results: BenchmarkResults, pictures: Sequence[Picture] = ()) -> 
         html_table(paper_table(results)),
         html_notes(notes),
         *map(html_picture, pictures),
+        html_table(interval_table(results)),
         html_table(detail_table(results)),
         html_notes(notes),
         _definitions(LEGEND, "legend"),
@@ -70,7 +73,7 @@ def html_head(title: str, facts: Sequence[str], warnings: Sequence[str]) -> str:
 
 def html_table(table: Table) -> str:
     """A table under its title; titles of groups and sections span their columns and rows."""
-    columns = ([Column(table.section_column, is_text=True)] if table.section_column else []) + table.columns
+    columns = ([Column(table.section_column, kind="name")] if table.section_column else []) + table.columns
     lines = [f"<h2>{escape(table.title)}</h2>", '<div class="wide">', "<table>", "<thead>"]
     if any(column.group for column in columns):
         groups = [(group, len(list(members))) for group, members in groupby(columns, lambda column: column.group)]
@@ -83,7 +86,7 @@ def html_table(table: Table) -> str:
 def _section(section: Section, table: Table) -> str:
     rows = [[_cell(cell, column) for cell, column in zip(row, table.columns, strict=True)] for row in section.rows]
     if table.section_column and rows:
-        title = f'<th class="text section" scope="rowgroup" rowspan="{len(rows)}">{escape(section.title)}</th>'
+        title = f'<th class="name section" scope="rowgroup" rowspan="{len(rows)}">{escape(section.title)}</th>'
         rows[0].insert(0, title)
     return "\n".join(["<tbody>", *map(_row, rows), "</tbody>"])
 
@@ -98,7 +101,7 @@ def _cell(cell: Cell, column: Column) -> str:
 
 
 def _kind(column: Column) -> str:
-    return ' class="text"' if column.is_text else ""
+    return "" if column.kind == "number" else f' class="{column.kind}"'
 
 
 def html_notes(notes: Sequence[str]) -> str:

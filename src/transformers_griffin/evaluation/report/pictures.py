@@ -1,5 +1,5 @@
 """
-How pictures look, and how they are written as PNG and SVG; matplotlib without pyplot, which would choose a window system.
+How pictures look and how they are written: matplotlib without pyplot, which would choose a window system.
 
 Methods have the same colour in all pictures: plain decoding grey, the others from the palette of Okabe and Ito, which
 colour-blind readers can tell apart.
@@ -25,7 +25,7 @@ PALETTE = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#b
 GREYS = ("#8c959f", "#5c656f", "#b8bfc6")
 MARKERS = "osD^vPX*"
 INK = "#1f2328"  # text and axes
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -42,6 +42,7 @@ STYLE: dict[str, Any] = {
     "grid.alpha": 0.3,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "svg.fonttype": "none",  # text stays text
 }
 

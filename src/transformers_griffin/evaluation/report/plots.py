@@ -49,7 +49,7 @@ def draw_pictures(results: BenchmarkResults) -> list[Picture]:
 
 
 def draw_bars(results: BenchmarkResults) -> "Figure":
-    """A row a setting: SR on the left, tau on the right; a group of bars a domain. The dashed line is plain decoding."""
+    """A row a setting: SR on the left, tau on the right; a group of bars a domain; plain decoding as a dashed line."""
     panels: dict[str, Choice] = {
         "SR, speed over plain eager": lambda s: s.speedup_over_eager,
         "τ, tokens per cycle": lambda s: s.tau,
@@ -172,8 +172,9 @@ def _overall(results: BenchmarkResults, choose: Choice) -> dict[str, dict[str, A
 
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
 
 
 def _grid(figure: "Figure", num_panels: int) -> list["Axes"]:
@@ -184,9 +185,7 @@ def _grid(figure: "Figure", num_panels: int) -> list["Axes"]:
 def _legend(figure: "Figure") -> None:
     """One for all panels, above them."""
     entries = {
-        label: handle
-        for axes in figure.axes
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if entries:
         num_columns = max(1, 130 // (8 + max(map(len, entries))))  # of characters that a line holds

@@ -6,6 +6,7 @@ Next: `markdown.py` and `page.py`, which write them; `comparison.py`, which make
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..results import ALL_DOMAINS, BenchmarkResults, Estimate, Method, Summary
 from .texts import (
@@ -22,13 +23,16 @@ from .texts import (
 )
 
 
+TREE = ("num_assistant_tokens", "draft_tree_depth", "draft_tree_top_k")
+
+
 @dataclass(frozen=True)
 class Column:
     """A column, and the group of neighbours that it stands in."""
 
     title: str
     group: str = ""
-    is_text: bool = False  # numbers are set flush right
+    kind: Literal["number", "name", "prose"] = "number"  # numbers are set flush right, names are never broken
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ LEGEND = {
     "SR": "tokens per second over those of plain eager generate(), same target, prompts, machine and run.",
     "over best plain": "the same over the fastest plain mode that was measured.",
     "cycle cost": "τ / SR, the number of plain decoding steps that one cycle takes.",
+    "first token": "median time until the target has read the prompt.",
+    "memory": "the most that was allocated while answering, beyond what was allocated before.",
     "identical": "answers equal to those of plain eager generate(), token for token; greedy decoding only.",
     "repeated": "share of the answers' 4-grams that occurred before; an answer that loops is easy to draft.",
     "Mean": "all prompts of all domains together.",
@@ -95,7 +101,7 @@ def notes_of(results: BenchmarkResults) -> dict[str, int]:
 def paper_table(results: BenchmarkResults) -> Table:
     """SR and tau of every method by setting and domain, the best in bold: the layout of the paper's Table 1."""
     domains, summaries = domains_of(results), by_key(results)
-    columns = [Column("Method", is_text=True)]
+    columns = [Column("Method", kind="name")]
     columns += [Column(title, domain_title(domain)) for domain in domains for title in ("SR", "τ")]
     sections = []
     for setting in results.settings:
@@ -114,7 +120,7 @@ def paper_table(results: BenchmarkResults) -> Table:
                 [[Cell(method.name), *row] for method, row in zip(results.methods, rows, strict=True)],
             )
         )
-    return Table("Speed and acceptance", columns, sections, section_column="Setting")
+    return Table("Results", columns, sections, section_column="Setting")
 
 
 def _speedup_and_tau(results: BenchmarkResults, summary: Summary | None) -> list[tuple[float | None, str]]:
@@ -143,15 +149,17 @@ def _bold_best(rows: Sequence[Sequence[tuple[float | None, str]]]) -> list[list[
     ]
 
 
-# Title and text of what is told of each method over all domains.
-DETAILS: dict[str, Callable[[Summary], str]] = {
+Write = Callable[[Summary], str]
+INTERVALS: dict[str, Write] = {
     "SR": lambda s: write_estimate(s.speedup_over_eager, unit="×"),
     "over best plain": lambda s: write_estimate(s.speedup_over_best_plain, unit="×"),
     "τ": lambda s: write_estimate(s.tau),
-    "cycle cost": lambda s: write_number(s.cycle_cost),
     "tokens/s": lambda s: write_estimate(s.tokens_per_second, digits=1),
+}
+DETAILS: dict[str, Write] = {
+    "cycle cost": lambda s: write_number(s.cycle_cost),
+    "draft / verify / host": lambda s: " / ".join(map(write_share, shares_of(s) or [None])),
     "first token": lambda s: write_milliseconds(s.first_token_seconds),
-    "draft / verify / host": lambda s: " / ".join(map(write_share, shares) if (shares := shares_of(s)) else [MISSING]),
     "memory": lambda s: write_bytes(s.peak_memory_bytes),
     "identical": lambda s: MISSING if s.num_identical is None else f"{s.num_identical}/{s.num_answers}",
     "repeated": lambda s: write_share(s.repeated_4grams),
@@ -165,21 +173,29 @@ def shares_of(summary: Summary) -> tuple[float, float, float] | None:
     return summary.draft_share, summary.verify_share, 1 - summary.draft_share - summary.verify_share
 
 
+def interval_table(results: BenchmarkResults) -> Table:
+    """Every method over all domains: what has an interval."""
+    return _overall_table(results, "{} with intervals", INTERVALS)
+
+
 def detail_table(results: BenchmarkResults) -> Table:
-    """Every method over all domains, with intervals."""
+    """Every method over all domains: what has none."""
+    return _overall_table(results, "{} in detail", DETAILS)
+
+
+def _overall_table(results: BenchmarkResults, title: str, figures: dict[str, Write]) -> Table:
     summaries, domain = by_key(results), domains_of(results)[-1]
     sections = []
     for setting in results.settings:
         rows = []
         for method in results.methods:
             summary = summaries.get((setting.name, method.name, domain))
+            texts = [write(summary) if summary else MISSING for write in figures.values()]
             mark = _mark(results, summary)
-            texts = [write(summary) if summary else MISSING for write in DETAILS.values()]
-            cells = [Cell(text + mark if text == MISSING else text) for text in texts]
-            rows.append([Cell(method.name), *cells])
+            rows.append([Cell(method.name), *(Cell(text + mark if text == MISSING else text) for text in texts)])
         sections.append(Section(setting.name, rows))
-    columns = [Column("Method", is_text=True), *map(Column, DETAILS)]
-    return Table(f"Details: {domain_title(domain)}", columns, sections, section_column="Setting")
+    columns = [Column("Method", kind="name"), *map(Column, figures)]
+    return Table(title.format(domain_title(domain)), columns, sections, section_column="Setting")
 
 
 def methods_table(results: BenchmarkResults) -> Table:
@@ -189,12 +205,12 @@ def methods_table(results: BenchmarkResults) -> Table:
             Cell(method.name),
             Cell(method.description),
             Cell(write_parameters(method.num_parameters)),
-            Cell(", ".join(f"{name} {value}" for name, value in method.tree.items()) if method.tree else MISSING),
+            Cell("/".join(str(method.tree[name]) for name in TREE) if method.tree else MISSING),
         ]
         for method in results.methods
     ]
-    titles = [Column("Method", is_text=True), Column("what it is", is_text=True), Column("parameters")]
-    return Table("Methods", [*titles, Column("tree", is_text=True)], [Section("", rows)])
+    titles = [Column("Method", kind="name"), Column("what it is", kind="prose"), Column("parameters")]
+    return Table("Methods", [*titles, Column("tree (nodes/levels/width)")], [Section("", rows)])
 
 
 def settings_table(results: BenchmarkResults) -> Table:
@@ -208,14 +224,14 @@ def settings_table(results: BenchmarkResults) -> Table:
         ]
         for setting in results.settings
     ]
-    titles = [Column("Setting", is_text=True), Column("dtype", is_text=True), Column("batch size")]
-    return Table("Settings", [*titles, Column("arguments of generate()", is_text=True)], [Section("", rows)])
+    titles = [Column("Setting", kind="name"), Column("dtype", kind="name"), Column("batch size")]
+    return Table("Settings", [*titles, Column("arguments of generate()", kind="prose")], [Section("", rows)])
 
 
 def provenance_table(results: BenchmarkResults) -> Table:
     """Where the numbers come from."""
     rows = [[Cell(name), Cell(text)] for name, text in flatten({"target": results.target} | results.provenance)]
-    return Table("Provenance", [Column("what", is_text=True), Column("value", is_text=True)], [Section("", rows)])
+    return Table("Provenance", [Column("what", kind="name"), Column("value", kind="prose")], [Section("", rows)])
 
 
 def headlines(results: BenchmarkResults) -> dict[str, str]:
