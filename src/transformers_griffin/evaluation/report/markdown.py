@@ -64,9 +64,7 @@ def markdown_report(results: BenchmarkResults, pictures: Sequence[tuple[str, str
     parts += [markdown_tables(results)]
     parts += [f"![{escape(title)}]({path})" for title, path in pictures]
     tables = (settings_table(results), provenance_table(results))
-    parts += [f"## {table.title}
-
-{markdown_table(table)}" for table in tables]
+    parts += [f"## {table.title}\n\n{markdown_table(table)}" for table in tables]
     return "\n\n".join(parts) + "\n"
 
 

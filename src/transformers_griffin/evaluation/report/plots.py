@@ -54,14 +54,12 @@ def draw_bars(results: BenchmarkResults) -> "Figure":
         "SR, speed over plain eager": lambda s: s.speedup_over_eager,
         "τ, tokens per cycle": lambda s: s.tau,
     }
-    reference = {method.name for method in results.methods if method.kind == "plain"}
     shown = [s for s in results.settings if any(_chosen(results, s, choose) for choose in panels.values())]
     figure = _figure(11, 0.5 + 2.6 * len(shown))
     for row, setting in enumerate(shown):
         for column, (title, choose) in enumerate(panels.items(), start=1):
-            bars = {k: v for k, v in _chosen(results, setting, choose).items() if k[0] not in reference}
             axes = figure.add_subplot(len(shown), 2, 2 * row + column, title=f"{setting.name} · {title}")
-            _draw_groups(axes, results, bars)
+            _draw_groups(axes, results, _chosen(results, setting, choose))
     _legend(figure)
     return figure
 
@@ -146,12 +144,14 @@ def _draw_parts(axes: "Axes", name: str, shares: Sequence[float], length: float)
 
 
 def _chosen(results: BenchmarkResults, setting: Setting, choose: Choice) -> dict[tuple[str, str], Any]:
-    """What was measured under a setting, by method and domain."""
+    """What was measured under a setting, by method and domain, but for plain eager decoding: all compare with it."""
     domains = domains_of(results)
+    methods = {method.name for method in results.methods if method.kind != "plain"}
     return {
         (summary.method, summary.domain): value
         for summary in results.summaries
-        if summary.setting == setting.name and summary.domain in domains and (value := choose(summary)) is not None
+        if summary.setting == setting.name and summary.domain in domains and summary.method in methods
+        if (value := choose(summary)) is not None
     }
 
 

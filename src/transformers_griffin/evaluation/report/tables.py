@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..results import ALL_DOMAINS, BenchmarkResults, Estimate, Method, Summary
+from ..results import ALL_DOMAINS, BenchmarkResults, Method, Summary
 from .texts import (
     MISSING,
     domain_title,
@@ -105,30 +105,20 @@ def paper_table(results: BenchmarkResults) -> Table:
     columns += [Column(title, domain_title(domain)) for domain in domains for title in ("SR", "τ")]
     sections = []
     for setting in results.settings:
-        pairs = [
-            [
-                figure
-                for domain in domains
-                for figure in _speedup_and_tau(results, summaries.get((setting.name, method.name, domain)))
-            ]
-            for method in results.methods
-        ]
-        rows = _bold_best(pairs)
-        sections.append(
-            Section(
-                setting.name,
-                [[Cell(method.name), *row] for method, row in zip(results.methods, rows, strict=True)],
-            )
-        )
+        found = [[summaries.get((setting.name, m.name, domain)) for domain in domains] for m in results.methods]
+        figures = [[pair for summary in row for pair in _speedup_and_tau(results, summary)] for row in found]
+        cells = _bold_best(figures)
+        rows = [[Cell(method.name), *row] for method, row in zip(results.methods, cells, strict=True)]
+        sections.append(Section(setting.name, rows))
     return Table("Results", columns, sections, section_column="Setting")
 
 
 def _speedup_and_tau(results: BenchmarkResults, summary: Summary | None) -> list[tuple[float | None, str]]:
-    """Value and text of both figures."""
-    mark = _mark(results, summary)
+    """Value as it is shown, and text, of both figures."""
+    missing = MISSING + _mark(results, summary)
     estimates = (summary.speedup_over_eager, summary.tau) if summary else (None, None)
     return [
-        (None, MISSING + mark) if estimate is None else (round(estimate.value, 2), f"{estimate.value:.2f}{unit}")
+        (None, missing) if estimate is None else (round(estimate.value, 2), f"{estimate.value:.2f}{unit}")
         for estimate, unit in zip(estimates, ("×", ""), strict=True)
     ]
 
@@ -237,28 +227,24 @@ def provenance_table(results: BenchmarkResults) -> Table:
 def headlines(results: BenchmarkResults) -> dict[str, str]:
     """By setting, one sentence: what is fastest over all domains, and by how much."""
     summaries, domain = by_key(results), domains_of(results)[-1]
-    sentences = {}
-    for setting in results.settings:
-        speeds = {
-            method.name: (estimate, summary, method)
-            for method in results.methods
-            if (summary := summaries.get((setting.name, method.name, domain)))
-            and (estimate := summary.speedup_over_eager)
-        }
-        sentences[setting.name] = _headline(list(speeds.values()))
-    return sentences
+    others = [method.name for method in results.methods if not is_plain(method)]
+    return {
+        setting.name: _headline([s for name in others if (s := summaries.get((setting.name, name, domain)))])
+        for setting in results.settings
+    }
 
 
-def _headline(speeds: list[tuple[Estimate, Summary, Method]]) -> str:
-    others = [entry for entry in speeds if not is_plain(entry[2])]
-    if not others:
+def _headline(summaries: Sequence[Summary]) -> str:
+    """Of the fastest of these methods, none of which is plain decoding."""
+    speeds = [(summary.speedup_over_eager, summary) for summary in summaries if summary.speedup_over_eager]
+    if not speeds:
         return "No speed-up was measured."
-    estimate, summary, method = max(others, key=lambda entry: entry[0].value)
-    text = f"{method.name} is {write_estimate(estimate, unit='×')} as fast as plain eager decoding"
-    over_best_plain = summary.speedup_over_best_plain
+    over_eager, fastest = max(speeds, key=lambda entry: entry[0].value)
+    text = f"{fastest.method} is {write_estimate(over_eager, unit='×')} as fast as plain eager decoding"
+    over_best_plain = fastest.speedup_over_best_plain
     if over_best_plain is not None:
         text += f", {write_estimate(over_best_plain, unit='×')} as fast as the best plain mode"
-    if summary.tau is not None:
-        text += f", at {summary.tau.value:.2f} tokens per cycle"
-    is_slower = (over_best_plain or estimate).value < 1
+    if fastest.tau is not None:
+        text += f", at {fastest.tau.value:.2f} tokens per cycle"
+    is_slower = (over_best_plain or over_eager).value < 1
     return f"Plain decoding is fastest. What comes closest: {text}." if is_slower else f"{text}."
