@@ -138,11 +138,14 @@ class BenchmarkResults:
             path (`str` or `Path`): the file, or the results folder that holds it as `results.json`.
 
         Raises:
-            ValueError: if the file is of another kind or a newer schema.
+            ValueError: if the file is no JSON, of another kind or of another schema.
         """
         path = Path(path)
         path = path / "results.json" if path.is_dir() else path
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON file ({error}). Give the results.json of `griffin bench`.") from error
         version = content.get("schema_version") if isinstance(content, dict) else None
         if version != SCHEMA_VERSION:
             raise ValueError(

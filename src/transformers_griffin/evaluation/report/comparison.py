@@ -126,8 +126,10 @@ def _difference_table(runs: Runs) -> Table:
 
 def _facts(results: BenchmarkResults) -> dict[str, object]:
     """Target and provenance, and each method and setting in a line."""
-    described = {
-        kind: {entry.name: "; ".join(f"{name} {text}" for name, text in flatten(asdict(entry))) for entry in entries}
-        for kind, entries in (("methods", results.methods), ("settings", results.settings))
-    }
-    return {"target": results.target} | results.provenance | described
+    methods = {method.name: _in_a_line(asdict(method)) for method in results.methods}
+    settings = {setting.name: _in_a_line(asdict(setting)) for setting in results.settings}
+    return {"target": results.target} | results.provenance | {"methods": methods, "settings": settings}
+
+
+def _in_a_line(fields: dict[str, object]) -> str:
+    return "; ".join(f"{name} {text}" for name, text in flatten(fields) if name != "name")

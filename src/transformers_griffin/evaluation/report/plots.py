@@ -69,13 +69,17 @@ def _draw_groups(axes: "Axes", results: BenchmarkResults, bars: dict[tuple[str, 
     domains, method_looks = domains_of(results), looks(results.methods)
     names = [method.name for method in results.methods if method.name in {name for name, _ in bars}]
     width = min(0.84 / max(1, len(names)), 0.05 * (1 + len(domains)))  # few bars stay slim
-    for (name, domain), estimate in bars.items():
-        position = domains.index(domain) + (names.index(name) - (len(names) - 1) / 2) * width
+    for number, name in enumerate(names):
+        offset = (number - (len(names) - 1) / 2) * width
+        points = {domains.index(domain) + offset: value for (method, domain), value in bars.items() if method == name}
         axes.bar(
-            position,
-            estimate.value,
+            list(points),
+            [estimate.value for estimate in points.values()],
             width=0.9 * width,
-            yerr=[[max(0, estimate.value - estimate.low)], [max(0, estimate.high - estimate.value)]],
+            yerr=[
+                [max(0, estimate.value - estimate.low) for estimate in points.values()],
+                [max(0, estimate.high - estimate.value) for estimate in points.values()],
+            ],
             error_kw={"ecolor": INK, "elinewidth": 0.9},
             color=method_looks[name].colour,
             hatch=method_looks[name].hatch,
