@@ -12,7 +12,7 @@ from report_helpers import HOSTILE, PageReader, empty_results, large_results, si
 from transformers_griffin.evaluation.report import write_report
 from transformers_griffin.evaluation.report.page import html_report
 from transformers_griffin.evaluation.report.pictures import Picture, looks
-from transformers_griffin.evaluation.report.plots import draw_pictures
+from transformers_griffin.evaluation.report.plots import draw_bars, draw_pictures
 from transformers_griffin.evaluation.results import BenchmarkResults, Method
 
 
@@ -20,11 +20,6 @@ from transformers_griffin.evaluation.results import BenchmarkResults, Method
 def small() -> dict[str, Picture]:
     """Pictures of the small results by name."""
     return {picture.name: picture for picture in draw_pictures(small_results())}
-
-
-@pytest.fixture(scope="module")
-def large() -> list[Picture]:
-    return draw_pictures(large_results())
 
 
 def labels(figure) -> list[str]:
@@ -42,13 +37,13 @@ def test_bars_stand_for_speed_and_acceptance_with_their_intervals(small):
     speed = figure.axes[0]
     assert [bar.get_height() for bar in speed.patches] == [1.5, 1.25, 1.375, 1.504, 2.0, 1.75]
     assert [text.get_text() for text in speed.get_xticklabels()] == ["GSM8K", "my <set>", "Mean"]
-    ends = [tuple(collection.get_segments()[0][:, 1]) for collection in speed.collections]
-    assert ends[:2] == [(1.25, 2.0), (1.0, 1.75)]
+    ends = [tuple(segment[:, 1]) for segment in speed.collections[0].get_segments()]
+    assert ends == [(1.25, 2.0), (1.0, 1.75), (1.125, 1.875)]
     assert labels(figure) == ["hass", HOSTILE]
 
 
-def test_bars_of_a_domain_stand_side_by_side(large):
-    axes = large[0].figure.axes[0]
+def test_bars_of_a_domain_stand_side_by_side():
+    axes = draw_bars(large_results()).axes[0]
     spans = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches)
     assert len(spans) == 7 * 4
     assert all(left[1] < right[0] for left, right in pairwise(spans))
@@ -91,9 +86,8 @@ def test_a_png_is_a_picture(small):
     assert picture.std() > 0.05, "something is drawn"
 
 
-@pytest.mark.parametrize("results", [small_results(), large_results(), empty_results()], ids=lambda r: r.title)
-def test_a_page_is_balanced_and_loads_nothing(results, small, large):
-    page = html_report(results, {"large": large, "nothing": []}.get(results.title, list(small.values())))
+def test_a_page_with_pictures_is_balanced_and_loads_nothing(small):
+    page = html_report(small_results(), list(small.values()))
     reader = PageReader(page)
     assert all(link.startswith("#") for link in reader.loads), "only parts of the same page"
     assert {link[1:] for link in reader.loads} <= set(reader.ids)
@@ -101,7 +95,7 @@ def test_a_page_is_balanced_and_loads_nothing(results, small, large):
     assert not {"script", "link", "img", "iframe", "i"} & set(reader.tags)
     assert "@import" not in page
     assert "url(http" not in page
-    assert results.methods[-1].name in reader.text
+    assert reader.text.count(HOSTILE) > 4, "in the tables and in the legends of the pictures"
 
 
 def test_a_picture_is_the_same_every_time(small):

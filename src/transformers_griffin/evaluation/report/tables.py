@@ -106,25 +106,27 @@ def paper_table(results: BenchmarkResults) -> Table:
     sections = []
     for setting in results.settings:
         found = [[summaries.get((setting.name, m.name, domain)) for domain in domains] for m in results.methods]
-        figures = [[pair for summary in row for pair in _speedup_and_tau(results, summary)] for row in found]
-        cells = _bold_best(figures)
-        rows = [[Cell(method.name), *row] for method, row in zip(results.methods, cells, strict=True)]
+        cells = _bold_best([[pair for summary in row for pair in _speedup_and_tau(summary)] for row in found])
+        labels = [_label(results, method, row) for method, row in zip(results.methods, found, strict=True)]
+        rows = [[label, *row] for label, row in zip(labels, cells, strict=True)]
         sections.append(Section(setting.name, rows))
     return Table("Results", columns, sections, section_column="Setting")
 
 
-def _speedup_and_tau(results: BenchmarkResults, summary: Summary | None) -> list[tuple[float | None, str]]:
+def _speedup_and_tau(summary: Summary | None) -> list[tuple[float | None, str]]:
     """Value as it is shown, and text, of both figures."""
-    missing = MISSING + _mark(results, summary)
     estimates = (summary.speedup_over_eager, summary.tau) if summary else (None, None)
     return [
-        (None, missing) if estimate is None else (round(estimate.value, 2), f"{estimate.value:.2f}{unit}")
+        (None, MISSING) if estimate is None else (round(estimate.value, 2), f"{estimate.value:.2f}{unit}")
         for estimate, unit in zip(estimates, ("×", ""), strict=True)
     ]
 
 
-def _mark(results: BenchmarkResults, summary: Summary | None) -> str:
-    return write_mark(notes_of(results)[summary.note]) if summary and summary.note else ""
+def _label(results: BenchmarkResults, method: Method, summaries: Sequence[Summary | None]) -> Cell:
+    """The method's name with the marks of the notes that belong to its row."""
+    numbers = notes_of(results)
+    notes = dict.fromkeys(summary.note for summary in summaries if summary and summary.note)
+    return Cell(" ".join([method.name, *(write_mark(numbers[note]) for note in notes)]))
 
 
 def _bold_best(rows: Sequence[Sequence[tuple[float | None, str]]]) -> list[list[Cell]]:
@@ -180,9 +182,8 @@ def _overall_table(results: BenchmarkResults, title: str, figures: dict[str, Wri
         rows = []
         for method in results.methods:
             summary = summaries.get((setting.name, method.name, domain))
-            texts = [write(summary) if summary else MISSING for write in figures.values()]
-            mark = _mark(results, summary)
-            rows.append([Cell(method.name), *(Cell(text + mark if text == MISSING else text) for text in texts)])
+            cells = [Cell(write(summary) if summary else MISSING) for write in figures.values()]
+            rows.append([_label(results, method, [summary]), *cells])
         sections.append(Section(setting.name, rows))
     columns = [Column("Method", kind="name"), *map(Column, figures)]
     return Table(title.format(domain_title(domain)), columns, sections, section_column="Setting")
