@@ -30,18 +30,18 @@ def test_figures_stand_beside_each_other_with_the_difference_to_the_first():
     before = run_with(Estimate(1.5, 1.4, 1.6), Estimate(3.0, 2.9, 3.1))
     after = run_with(Estimate(1.56, 1.46, 1.66), Estimate(3.3, 3.2, 3.4))
     found = tables(before=before, after=after, later=run_with(None, Estimate(2.4, 2.0, 2.9)))
-    assert found["SR"] == {"float32 T=0 · hass": [["Mean", "1.50 [1.40, 1.60]", "1.56 [1.46, 1.66] (+4.0 %)", "–"]]}
+    assert found["SR"] == {"float32 T=0 · hass": [["All", "1.50 [1.40, 1.60]", "1.56 [1.46, 1.66] (+4.0 %)", "–"]]}
     assert found["τ"] == {
         "float32 T=0 · hass": [
-            ["Mean", "3.00 [2.90, 3.10]", "*3.30 [3.20, 3.40] (+10.0 %)*", "2.40 [2.00, 2.90] (-20.0 %)"]
+            ["All", "3.00 [2.90, 3.10]", "*3.30 [3.20, 3.40] (+10.0 %)*", "2.40 [2.00, 2.90] (-20.0 %)"]
         ]
     }
-    assert found["cycle cost"] == {"float32 T=0 · hass": [["Mean", "2.00", "2.00 (+0.0 %)", "2.00 (+0.0 %)"]]}
+    assert found["cycle cost"] == {"float32 T=0 · hass": [["All", "2.00", "2.00 (+0.0 %)", "2.00 (+0.0 %)"]]}
 
 
 def test_a_figure_that_the_first_run_lacks_has_no_difference():
     found = tables(a=run_with(None, Estimate(3, 2, 4)), b=run_with(Estimate(1.5, 1.4, 1.6), Estimate(3, 2, 4)))
-    assert found["SR"] == {"float32 T=0 · hass": [["Mean", "–", "1.50 [1.40, 1.60]"]]}
+    assert found["SR"] == {"float32 T=0 · hass": [["All", "–", "1.50 [1.40, 1.60]"]]}
 
 
 def test_a_figure_that_no_run_has_has_no_table():

@@ -42,8 +42,10 @@ def markdown_tables(results: BenchmarkResults) -> str:
     return "\n\n".join(
         [
             markdown_table(paper_table(results)),
-            markdown_table(interval_table(results)),
-            markdown_table(detail_table(results)),
+            *(
+                f"{table.title}:\n\n{markdown_table(table)}"
+                for table in (interval_table(results), detail_table(results))
+            ),
             *([markdown_notes(results)] if notes_of(results) else []),
             markdown_table(methods_table(results)),
             markdown_legend(LEGEND),

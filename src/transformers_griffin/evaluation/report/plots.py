@@ -94,12 +94,12 @@ def _draw_groups(axes: "Axes", results: BenchmarkResults, bars: dict[tuple[str, 
 
 def draw_acceptance(results: BenchmarkResults) -> "Figure":
     """Curves of the share of cycles that accept at least i draft tokens."""
-    return _draw_curves(results, lambda s: s.acceptance_by_depth, "depth i", "cycles that accept i or more")
+    return _draw_curves(results, lambda s: s.acceptance_by_depth or None, "depth i", "cycles that accept i or more")
 
 
 def draw_misaligned(results: BenchmarkResults) -> "Figure":
     """Curves of the share of chains in which the draft missed a token in one of the passes 1 .. n."""
-    return _draw_curves(results, lambda s: s.misaligned_rates, "pass n", "chains misaligned by pass n")
+    return _draw_curves(results, lambda s: s.misaligned_rates or None, "pass n", "chains misaligned by pass n")
 
 
 def _draw_curves(results: BenchmarkResults, choose: Choice, x_label: str, y_label: str) -> "Figure":

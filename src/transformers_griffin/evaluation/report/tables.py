@@ -6,9 +6,11 @@ Next: `markdown.py` and `page.py`, which write them; `comparison.py`, which make
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
+from statistics import fmean
 from typing import Literal
 
-from ..results import ALL_DOMAINS, BenchmarkResults, Method, Summary
+from ..results import ALL_DOMAINS, BenchmarkResults, Estimate, Method, Summary
 from .texts import (
     MISSING,
     domain_title,
@@ -70,7 +72,8 @@ LEGEND = {
     "memory": "the most that was allocated while answering, beyond what was allocated before.",
     "identical": "answers equal to those of plain eager generate(), token for token; greedy decoding only.",
     "repeated": "share of the answers' 4-grams that occurred before; an answer that loops is easy to draft.",
-    "Mean": "all prompts of all domains together.",
+    "Mean": "of the domains' figures, as in the paper.",
+    "All": "all prompts of all domains together, so that long answers weigh more.",
     "[low, high]": "95 % bootstrap interval over prompts.",
     MISSING: "not measured; plain decoding has no cycles.",
 }
@@ -82,7 +85,7 @@ def by_key(results: BenchmarkResults) -> dict[tuple[str, str, str], Summary]:
 
 
 def domains_of(results: BenchmarkResults) -> list[str]:
-    """Domains in their order, all of them together last; a single one is not repeated as the mean."""
+    """Domains in their order, all of them together last; a single one is not repeated as all."""
     domains = list(dict.fromkeys(s.domain for s in results.summaries if s.domain != ALL_DOMAINS))
     return domains if len(domains) == 1 else [*domains, ALL_DOMAINS]
 
@@ -100,25 +103,45 @@ def notes_of(results: BenchmarkResults) -> dict[str, int]:
 
 def paper_table(results: BenchmarkResults) -> Table:
     """SR and tau of every method by setting and domain, the best in bold: the layout of the paper's Table 1."""
-    domains, summaries = domains_of(results), by_key(results)
-    columns = [Column("Method", kind="name")]
-    columns += [Column(title, domain_title(domain)) for domain in domains for title in ("SR", "τ")]
+    domains, summaries = [d for d in domains_of(results) if d != ALL_DOMAINS] or [ALL_DOMAINS], by_key(results)
+    groups = [domain_title(domain) for domain in domains] + ["Mean"] * (len(domains) > 1)
+    columns = [Column("Method", kind="name"), *(Column(title, group) for group in groups for title in ("SR", "τ"))]
     sections = []
     for setting in results.settings:
         found = [[summaries.get((setting.name, m.name, domain)) for domain in domains] for m in results.methods]
-        cells = _bold_best([[pair for summary in row for pair in _speedup_and_tau(summary)] for row in found])
+        cells = _bold_best([_speedups_and_taus(row) for row in found])
         labels = [_label(results, method, row) for method, row in zip(results.methods, found, strict=True)]
         rows = [[label, *row] for label, row in zip(labels, cells, strict=True)]
         sections.append(Section(setting.name, rows))
     return Table("Results", columns, sections, section_column="Setting")
 
 
-def _speedup_and_tau(summary: Summary | None) -> list[tuple[float | None, str]]:
-    """Value as it is shown, and text, of both figures."""
-    estimates = (summary.speedup_over_eager, summary.tau) if summary else (None, None)
+def _speedups_and_taus(domains: Sequence[Summary | None]) -> list[float | None]:
+    """SR and tau by turns: of every domain, then their means over domains."""
+    speedups = _with_mean([summary.speedup_over_eager if summary else None for summary in domains])
+    taus = _with_mean([summary.tau if summary else None for summary in domains])
+    return [figure for pair in zip(speedups, taus, strict=True) for figure in pair]
+
+
+def _with_mean(estimates: Sequence[Estimate | None]) -> list[float | None]:
+    """The values, and their mean if there are several; it is not known while one of them is not."""
+    values = [None if estimate is None else estimate.value for estimate in estimates]
+    known = [value for value in values if value is not None]
+    mean = fmean(known) if known and len(known) == len(values) else None
+    return [*values, mean] if len(values) > 1 else values
+
+
+def _bold_best(rows: Sequence[Sequence[float | None]]) -> list[list[Cell]]:
+    """Marks the largest SR or tau of every column, as it is shown, where at least two can be compared."""
+    shown = [[None if value is None else round(value, 2) for value in row] for row in rows]
+    columns = [[value for value in column if value is not None] for column in zip(*shown, strict=True)]
+    best = [max(column) if len(column) > 1 else None for column in columns]
     return [
-        (None, MISSING) if estimate is None else (round(estimate.value, 2), f"{estimate.value:.2f}{unit}")
-        for estimate, unit in zip(estimates, ("×", ""), strict=True)
+        [
+            Cell(write_number(value, unit=unit), value is not None and value == top)
+            for value, top, unit in zip(row, best, cycle(("×", "")), strict=False)
+        ]
+        for row in shown
     ]
 
 
@@ -127,18 +150,6 @@ def _label(results: BenchmarkResults, method: Method, summaries: Sequence[Summar
     numbers = notes_of(results)
     notes = dict.fromkeys(summary.note for summary in summaries if summary and summary.note)
     return Cell(" ".join([method.name, *(write_mark(numbers[note]) for note in notes)]))
-
-
-def _bold_best(rows: Sequence[Sequence[tuple[float | None, str]]]) -> list[list[Cell]]:
-    """Marks the largest of every column, ties included, where at least two can be compared."""
-    best: list[float | None] = []
-    for column in zip(*rows, strict=True):
-        values = [value for value, _ in column if value is not None]
-        best.append(max(values) if len(values) > 1 else None)
-    return [
-        [Cell(text, value is not None and value == top) for (value, text), top in zip(row, best, strict=True)]
-        for row in rows
-    ]
 
 
 Write = Callable[[Summary], str]
@@ -167,12 +178,12 @@ def shares_of(summary: Summary) -> tuple[float, float, float] | None:
 
 def interval_table(results: BenchmarkResults) -> Table:
     """Every method over all domains: what has an interval."""
-    return _overall_table(results, "{} with intervals", INTERVALS)
+    return _overall_table(results, "{}, with intervals", INTERVALS)
 
 
 def detail_table(results: BenchmarkResults) -> Table:
     """Every method over all domains: what has none."""
-    return _overall_table(results, "{} in detail", DETAILS)
+    return _overall_table(results, "{}, in detail", DETAILS)
 
 
 def _overall_table(results: BenchmarkResults, title: str, figures: dict[str, Write]) -> Table:

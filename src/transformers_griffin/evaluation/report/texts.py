@@ -13,7 +13,7 @@ from ..results import ALL_DOMAINS, Estimate
 
 
 MISSING = "–"
-DOMAIN_TITLES = {"mt_bench": "MT-bench", "humaneval": "HumanEval", "gsm8k": "GSM8K", ALL_DOMAINS: "Mean"}
+DOMAIN_TITLES = {"mt_bench": "MT-bench", "humaneval": "HumanEval", "gsm8k": "GSM8K", ALL_DOMAINS: "All"}
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
