@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> None:
     """Measures, then prints the results file."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from ..evaluation.benchmark import Plan, make_settings, run_benchmark
+    from ..evaluation.benchmark import run_benchmark
+    from ..evaluation.plan import Plan, make_settings
     from ..evaluation.prompts import load_prompts
 
     quiet_transformers()
@@ -131,5 +132,7 @@ def load_all(args: argparse.Namespace, drafts: dict[str, str], dtype: str) -> tu
     device = args.device or default_device()
     target = load_target(args.target, dtype, device)
     assistant = load_target(args.assistant, dtype, device) if args.assistant else None
-    loaded = {name: load_draft(path, target, dtype=target.dtype).to(device) for name, path in drafts.items()}
+    loaded = {name: load_draft(path, target, dtype=target.dtype) for name, path in drafts.items()}
+    for draft in loaded.values():
+        draft.to(device)  # type: ignore[arg-type]  # transformers wraps `Module.to` untyped
     return target, make_decoders(target, args.methods, assistant, loaded)

@@ -8,7 +8,7 @@ The ways to decode that a benchmark compares; each is a few arguments of `genera
 - sps: a small independent model drafts chains (speculative sampling), transformers' own assisted generation;
 - a draft of this package under any name.
 
-Next: `benchmark.py`.
+Next: `plan.py`.
 """
 
 import math
@@ -44,6 +44,7 @@ class Decoder:
 
     method: Method
     generate_kwargs: Callable[[int, int], dict[str, Any]]  # of batch size and longest sequence of all answers
+    draft: GriffinDraftModel | None = None
     max_batch_size: int | None = None
     num_warmups: int = 1
 
@@ -134,7 +135,7 @@ def _draft(name: str, draft: GriffinDraftModel) -> Decoder:
         f"draft of {draft.config.num_hidden_layers} layer(s), {draft.config.fusion} fusion, {outputs}",
         tree=dict(zip(DEFAULT_TREE, settings, strict=True)),
     )
-    return Decoder(_with_size(method, draft), lambda *_: {"assistant_model": draft})
+    return Decoder(_with_size(method, draft), lambda *_: {"assistant_model": draft}, draft)
 
 
 def _with_size(method: Method, model: PreTrainedModel) -> Method:

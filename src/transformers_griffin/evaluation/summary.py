@@ -122,19 +122,13 @@ class _SettingTable:
     def _of(self, name: str, domain: str) -> Answers:
         return {k: v for k, v in self.answers[name].items() if domain in (ALL_DOMAINS, k[0])}
 
-    def _speedup(self, name: str, baseline: str, domain: str) -> Estimate | None:
+    def _speedup(self, name: str, baseline: str, domain: str) -> Estimate:
         """Tokens per second over those of `baseline`, both resampled with the same prompts."""
         a, b = _totals(self._of(name, domain)), _totals(self._of(baseline, domain))
-        columns = [
-            [t.num_tokens for t in a],
-            [t.seconds for t in a],
-            [t.num_tokens for t in b],
-            [t.seconds for t in b],
-        ]
-        if sum(columns[0]) == 0 or sum(columns[2]) == 0:
-            return None
-        low, high = paired_ratio_interval(*columns)
-        value = sum(columns[0]) / sum(columns[1]) / (sum(columns[2]) / sum(columns[3]))
+        tokens, seconds = [t.num_tokens for t in a], [t.seconds for t in a]
+        base_tokens, base_seconds = [t.num_tokens for t in b], [t.seconds for t in b]
+        value = sum(tokens) / sum(seconds) / (sum(base_tokens) / sum(base_seconds))
+        low, high = paired_ratio_interval(tokens, seconds, base_tokens, base_seconds)
         return Estimate(value, 1 + low, 1 + high)
 
     def _num_identical(self, name: str, domain: str) -> int:
