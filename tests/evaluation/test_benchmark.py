@@ -167,7 +167,10 @@ def test_a_method_that_takes_no_batches_is_listed_without_figures(target):
     missing = row(results, "pld", setting="float32 T=0 batch 2")
     assert missing.note == "not measured: takes batches of 1 only"
     assert missing.tokens_per_second is missing.tau is missing.num_identical is None
-    assert row(results, "griffin", setting="float32 T=0 batch 2").num_prompts == 1, "a batch counts as one"
+    griffin = row(results, "griffin", setting="float32 T=0 batch 2")
+    assert (griffin.num_prompts, griffin.num_answers, griffin.num_identical, griffin.num_tokens) == (2, 2, 2, 20)
+    assert griffin.tau.value == 3
+    assert griffin.tokens_per_second.value == pytest.approx(20 / 6.5), "both rows in the time of one"
 
 
 def test_plain_decoding_that_does_not_compile_is_left_out(target):

@@ -87,7 +87,7 @@ class Summary:
     method: str
     domain: str  # or ALL_DOMAINS
     num_prompts: int
-    num_answers: int  # turns and repeats counted
+    num_answers: int  # of every prompt, turn and repeat
     num_tokens: int
     tokens_per_second: Estimate | None = None
     tau: Estimate | None = None

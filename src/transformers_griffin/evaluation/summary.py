@@ -1,8 +1,9 @@
 """
 Measurements in, a table's rows out; every figure is defined in `metrics.py`, every interval in `intervals.py`.
 
-A prompt counts once: its turns are added up, and of its repeats the medians are taken. Only prompts that all methods
-of a setting answered count, so that an interrupted run compares the same prompts, too.
+A prompt counts once in totals and intervals, and so does a batch of them: its turns are added up, and of its repeats
+the medians are taken. Only prompts that all methods of a setting answered count, so that an interrupted run compares
+the same prompts, too.
 
 SR is refused where it would compare different work: if greedy float32 answers of a method differ from those of plain
 decoding (all methods are lossless), it has no SR but a note. Half precision may round a tie to the other side when
@@ -100,8 +101,8 @@ class _SettingTable:
             setting=self.setting.name,
             method=method.name,
             domain=domain,
-            num_prompts=len(totals),
-            num_answers=len(measured),
+            num_prompts=sum(len(repeats[0].new_tokens) for (*_, turn), repeats in answers.items() if turn == 0),
+            num_answers=sum(len(m.new_tokens) for m in measured),
             num_tokens=sum(len(row) for m in measured for row in m.new_tokens),
             tokens_per_second=_ratio([t.num_tokens for t in totals], [t.seconds for t in totals]),
             tau=tau,
@@ -135,13 +136,14 @@ class _SettingTable:
         """Answers that are those of plain decoding, token for token."""
         plain = {m.key[2:]: m.new_tokens for repeats in self._of(PLAIN, domain).values() for m in repeats}
         measured = [m for repeats in self._of(name, domain).values() for m in repeats]
-        return sum(m.new_tokens == plain[m.key[2:]] for m in measured)
+        pairs = [pair for m in measured for pair in zip(m.new_tokens, plain[m.key[2:]], strict=True)]
+        return sum(answer == plain_answer for answer, plain_answer in pairs)
 
     def _refusal(self, name: str) -> str | None:
         """Why the method has no SR."""
         if not self.setting.is_greedy or self.setting.dtype != "float32" or self.allow_differences:
             return None
-        count = sum(map(len, self.answers[name].values()))
+        count = sum(len(m.new_tokens) for repeats in self.answers[name].values() for m in repeats)
         num_different = count - self._num_identical(name, ALL_DOMAINS)
         if num_different == 0:
             return None
