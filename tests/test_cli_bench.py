@@ -30,7 +30,7 @@ def bench_args(pair, prompts, output, *more: str) -> list[str]:
 
 def test_the_last_line_is_the_results_file_and_names_no_home_directory(pair, prompts, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    drafts = ["--draft", f"griffin={pair / 'draft'}", str(pair / "draft")]
+    drafts = ["--draft", f"griffin={pair / 'draft'}", f"{pair / 'draft'}@4/2/2"]
     more = ["--temperature", "0", "1", "--dtype", "float32", "bfloat16", "--max-prompts", "2", "--top-p", "0.9"]
     assert main(bench_args(pair, prompts, tmp_path / "out", *drafts, *more)) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -50,15 +50,16 @@ def test_the_last_line_is_the_results_file_and_names_no_home_directory(pair, pro
     assert {(s.num_prompts, s.num_answers) for s in results.summaries} == {(2, 2)}
     exact = [s for s in results.summaries if s.setting == "float32 T=0"]
     assert all(s.num_identical == 2 and s.speedup_over_eager for s in exact)
-    assert results.provenance["arguments"]["draft"] == ["griffin=draft", "draft"]
+    assert results.provenance["arguments"]["draft"] == ["griffin=draft", "draft=draft@4/2/2"]
+    assert [tuple(method.tree.values()) for method in results.methods[2:]] == [(8, 3, 2), (4, 2, 2)]
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--prompts", "nowhere.jsonl"], "'nowhere.jsonl' is no file and no prompt set of the package."),
-        (["--draft", "griffin="], "--draft griffin=: every draft needs a name of its own and a path"),
-        (["--draft", "a=x", "a=y"], "--draft a=y: every draft needs a name of its own"),
+        (["--draft", "a=x", "a=y"], "Two drafts are called 'a'. Give each its own name"),
+        (["--draft", "a={pair}/draft@9/1/2"], "`num_assistant_tokens` is 9, but a tree of `draft_tree_depth`=1"),
         (["--draft", "plain={pair}/draft"], "A draft is called 'plain', which is another method's name."),
     ],
 )
@@ -69,11 +70,19 @@ def test_bad_input_is_one_line_on_stderr(pair, prompts, tmp_path, capsys, more, 
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_method_is_wrong_usage(pair, prompts, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "medusa"], r"invalid choice: '?medusa'? \(choose from"),
+        (["--draft", "griffin="], "'griffin=' has no name or no path; give them as in griffin=my-draft"),
+        (["--temperature", "-1"], "-1.0 is not 0 or more|expected at least one argument"),
+    ],
+)
+def test_wrong_usage_is_told_by_the_parser(pair, prompts, tmp_path, capsys, more, message):
     with pytest.raises(SystemExit) as stopped:
-        main(bench_args(pair, prompts, tmp_path / "out", "--methods", "medusa"))
+        main(bench_args(pair, prompts, tmp_path / "out", *more))
     assert stopped.value.code == 2
-    assert re.search(r"invalid choice: '?medusa'? \(choose from", capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.slow

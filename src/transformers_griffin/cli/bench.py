@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ line of stdout is one JSON object, that of OUTPUT/results.json.
 
 examples:
   griffin bench --target user/target --draft my-draft --output runs/bench
-  griffin bench --target user/target --draft griffin=draft-a hass=draft-b --assistant user/small --temperature 0 1
+  griffin bench --target user/target --draft griffin=draft-a hass=draft-b@10/5/2 --assistant user/small \\
+    --temperature 0 1
   griffin bench --target user/target --draft my-draft --prompts mt_bench my.jsonl openai/gsm8k:main:test \\
     --max-prompts 40 --max-new-tokens 256 --dtype bfloat16 --repeats 3
 """
@@ -39,10 +42,11 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--target", metavar="DIR_OR_REPO", required=True)
     parser.add_argument(
         "--draft",
-        metavar="[NAME=]DIR_OR_REPO",
+        metavar="[NAME=]DIR_OR_REPO[@TREE]",
         nargs="+",
+        type=DraftArgument.parse,
         default=[],
-        help="drafts for the target, named for the table",
+        help="drafts for the target, named for the table; TREE is nodes/depth/width, the draft's own by default",
     )
     parser.add_argument("--assistant", metavar="DIR_OR_REPO", help="a small independent model: speculative sampling")
     parser.add_argument(
@@ -89,12 +93,14 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.prompts import load_prompts
 
     quiet_transformers()
-    names = named_drafts(args.draft)
+    names = [draft.name for draft in args.draft]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"Two drafts are called {twice[0]!r}. Give each its own name, as in griffin=my-draft.")
     prompts = load_prompts(args.prompts, args.max_prompts)
     own_dtype = str(AutoConfig.from_pretrained(args.target).dtype or "float32").removeprefix("torch.")
     dtypes = list(dict.fromkeys(own_dtype if dtype == "auto" else dtype for dtype in args.dtype))
     results = run_benchmark(
-        load=lambda dtype: load_all(args, names, dtype),
+        load=lambda dtype: load_all(args, dtype),
         tokenizer=AutoTokenizer.from_pretrained(args.target),
         plan=Plan(
             prompts=prompts,
@@ -106,33 +112,54 @@ def run(args: argparse.Namespace) -> None:
         output_dir=args.output,
         title=args.title,
         target_name=args.target,
-        arguments={name: value for name, value in vars(args).items() if name not in ("run", "command", "debug")},
+        arguments={
+            name: list(map(str, value)) if name == "draft" else value
+            for name, value in vars(args).items()
+            if name not in ("run", "command", "debug")
+        },
     )
     print(json.dumps(results.as_dict()))
 
 
-def named_drafts(arguments: list[str]) -> dict[str, str]:
-    """`griffin=path` and `path` as name and path; without a name it is the last part of the path."""
-    names: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, path = argument.partition("=")
-        name, path = (name, path) if equals else (Path(argument).name, argument)
-        if not name or not path or name in names:
-            raise ValueError(
-                f"--draft {argument}: every draft needs a name of its own and a path, as in griffin=my-draft."
-            )
-        names[name] = path
-    return names
+@dataclass(frozen=True)
+class DraftArgument:
+    """A draft as named on the command line."""
+
+    name: str
+    path: str
+    tree: tuple[int, ...] | None  # nodes, depth, width
+
+    @classmethod
+    def parse(cls, text: str) -> "DraftArgument":
+        """Reads `griffin=path@10/5/2`; without a name it is the last part of the path."""
+        named, at, end = text.rpartition("@")
+        is_tree = bool(at) and re.fullmatch(r"\d+/\d+/\d+", end) is not None
+        name, equals, path = (named if is_tree else text).partition("=")
+        name, path = (name, path) if equals else (Path(name).name, name)
+        if not name or not path:
+            raise argparse.ArgumentTypeError(f"{text!r} has no name or no path; give them as in griffin=my-draft")
+        return cls(name, path, tuple(map(int, end.split("/"))) if is_tree else None)
+
+    def __str__(self) -> str:
+        from ..evaluation.provenance import publishable
+
+        tree = "" if self.tree is None else "@" + "/".join(map(str, self.tree))
+        return f"{self.name}={publishable(self.path)}{tree}"
 
 
-def load_all(args: argparse.Namespace, drafts: dict[str, str], dtype: str) -> tuple[Any, list[Any]]:
+def load_all(args: argparse.Namespace, dtype: str) -> tuple[Any, list[Any]]:
     """The target and its methods in a dtype."""
     from ..evaluation.methods import make_decoders
+    from ..modeling_griffin import DEFAULT_TREE
 
     device = args.device or default_device()
     target = load_target(args.target, dtype, device)
     assistant = load_target(args.assistant, dtype, device) if args.assistant else None
-    loaded = {name: load_draft(path, target, dtype=target.dtype) for name, path in drafts.items()}
-    for draft in loaded.values():
+    drafts = {}
+    for given in args.draft:
+        draft = load_draft(given.path, target, dtype=target.dtype)
         draft.to(device)  # type: ignore[arg-type]  # transformers wraps `Module.to` untyped
-    return target, make_decoders(target, args.methods, assistant, loaded)
+        if given.tree is not None:
+            draft.generation_config.update(**dict(zip(DEFAULT_TREE, given.tree, strict=True)))
+        drafts[given.name] = draft
+    return target, make_decoders(target, args.methods, assistant, drafts)

@@ -56,7 +56,7 @@ def publishable(value: Any) -> Any:
         return [publishable(item) for item in value]
     if not isinstance(value, str | Path):
         return value
-    name, equals, text = str(value).rpartition("=")
+    name, equals, text = str(value).partition("=") if "=" in str(value) else ("", "", str(value))
     path = Path(text)
     if not path.is_absolute():
         return str(value)

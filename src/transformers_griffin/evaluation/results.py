@@ -99,7 +99,7 @@ class Summary:
     misaligned_rates: list[float] | None = None  # by pass
     draft_share: float | None = None  # of the time after the first token; what draft and verify leave is the host's
     verify_share: float | None = None
-    peak_memory_bytes: int | None = None  # largest; measured on CUDA only
+    peak_memory_bytes: int | None = None  # largest; CUDA only, without a static cache that all answers share
     num_identical: int | None = None  # greedy: answers equal to plain eager ones, token for token
     repeated_4grams: float | None = None
     note: str | None = None  # why a figure is missing
