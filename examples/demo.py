@@ -9,7 +9,6 @@ Two prompts each come from MT-bench, HumanEval and GSM8K. `--target` and `--draf
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -20,11 +19,11 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 import transformers_griffin  # noqa: F401  # registers the draft and installs the hook
-from transformers_griffin.evaluation import TimedAnswer, answer_prompt, compare
+from transformers_griffin.evaluation import TimedAnswer, answer_prompt, compare, load_prompts
+from transformers_griffin.evaluation.prompts import PACKAGED, encode_chat
 
 
 MINI = Path(__file__).parent / "mini"
-DOMAINS = ("mt_bench", "humaneval", "gsm8k")
 GREEN, RESET, BOLD = "\033[32m", "\033[0m", "\033[1m"
 
 
@@ -39,11 +38,11 @@ def main(args: argparse.Namespace) -> None:
     warm_up(target, draft, tokenizer, settings)
 
     rows = []
-    for domain in DOMAINS:
+    for domain in PACKAGED:
         plain, drafted = [], []
-        for prompt in read_prompts(domain, args.prompts_per_domain):
-            input_ids = encode(tokenizer, prompt)
-            print(f"\n{BOLD}{domain}{RESET}  {prompt.strip()}\n")
+        for prompt in load_prompts([domain], args.prompts_per_domain):
+            input_ids = torch.tensor([encode_chat(tokenizer, prompt.turns[:1])])
+            print(f"\n{BOLD}{domain}{RESET}  {prompt.turns[0].strip()}\n")
             plain.append(answer_prompt(target, input_ids, **settings))
             drafted.append(answer_prompt(target, input_ids, draft, streamer=AcceptanceStreamer(tokenizer), **settings))
             print(f"\n{describe(plain[-1], drafted[-1])}")
@@ -73,21 +72,9 @@ class AcceptanceStreamer(BaseStreamer):
 
 
 def warm_up(target, draft, tokenizer, settings: dict) -> None:
-    input_ids = encode(tokenizer, "Hello!")
+    input_ids = torch.tensor([encode_chat(tokenizer, ["Hello!"])])
     for model in (None, draft):
         answer_prompt(target, input_ids, model, **(settings | {"max_new_tokens": 16}))
-
-
-def encode(tokenizer, prompt: str) -> torch.LongTensor:
-    chat = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
-        "input_ids"
-    ]
-
-
-def read_prompts(domain: str, count: int) -> list[str]:
-    lines = (MINI / "prompts" / f"{domain}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["turns"][0] for line in lines[:count]]
 
 
 def describe(plain: TimedAnswer, drafted: TimedAnswer) -> str:

@@ -12,7 +12,14 @@ import torch
 import transformers.utils.hub
 from huggingface_hub import constants
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from hub.hub_server import HubServer
 from transformers_griffin import GriffinDraftModel, convert_checkpoint
@@ -74,6 +81,23 @@ def hub(tmp_path, monkeypatch) -> Iterator[HubServer]:
         monkeypatch.setenv("HF_TOKEN", "hf_alice")
         yield server
         assert not server.errors
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directories of a tiny target with a tokenizer of the words w0 ... w60, and of a draft for it."""
+    directory = tmp_path_factory.mktemp("pair")
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(61)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    target = tiny_llama()
+    target.save_pretrained(directory / "target")
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0").save_pretrained(directory / "target")
+    draft = GriffinDraftModel.from_target(target)
+    draft.generation_config.num_assistant_tokens = 8
+    draft.generation_config.draft_tree_depth = 3
+    draft.generation_config.draft_tree_top_k = 2
+    draft.save_pretrained(directory / "draft")
+    return directory
 
 
 class _FailOnDeprecation(logging.Handler):

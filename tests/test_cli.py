@@ -11,34 +11,16 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from conftest import GOLDEN, tiny_llama
-from transformers_griffin import GriffinDraftModel, __version__
+from transformers_griffin import __version__
 from transformers_griffin.cli import main
 from transformers_griffin.training import load_features, load_training_data, plan
 
 
 RELEASED = GOLDEN / "llama_gqa" / "draft_official"
 TARGET = GOLDEN / "llama_gqa" / "target"
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """Directories of a tiny target with a tokenizer of the words w0 ... w60, and of a draft for it."""
-    directory = tmp_path_factory.mktemp("pair")
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(61)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    target = tiny_llama()
-    target.save_pretrained(directory / "target")
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0").save_pretrained(directory / "target")
-    draft = GriffinDraftModel.from_target(target)
-    draft.generation_config.num_assistant_tokens = 8
-    draft.generation_config.draft_tree_depth = 3
-    draft.generation_config.draft_tree_top_k = 2
-    draft.save_pretrained(directory / "draft")
-    return directory
 
 
 def generate_args(pair, *more: str) -> list[str]:

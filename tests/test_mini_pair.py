@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import transformers_griffin  # noqa: F401  # registers the draft
-from transformers_griffin.evaluation import answer_prompt, compare
+from transformers_griffin.evaluation import answer_prompt, compare, load_prompts
+from transformers_griffin.evaluation.prompts import PACKAGED, encode_chat
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -36,7 +37,7 @@ def test_answers_to_real_prompts_are_the_same_tokens_in_fewer_steps(tokenizer):
     """One prompt a domain, 64 tokens: identical, and clearly more than one token a cycle."""
     target, draft = load_pair()
     settings = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-    prompts = [demo.encode(tokenizer, demo.read_prompts(domain, 1)[0]) for domain in demo.DOMAINS]
+    prompts = [torch.tensor([encode_chat(tokenizer, prompt.turns[:1])]) for prompt in load_prompts(PACKAGED, 1)]
     plain = [answer_prompt(target, prompt, **settings) for prompt in prompts]
     result = compare(plain, [answer_prompt(target, prompt, draft, **settings) for prompt in prompts])
     assert result.num_identical == result.num_prompts == 3
@@ -59,7 +60,7 @@ def test_the_demo_prints_a_row_for_every_domain(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["demo.py", "--prompts_per_domain", "1", "--max_new_tokens", "12"])
     demo.main(demo.parse_args())
     last_lines = capsys.readouterr().out.splitlines()[-5:]
-    assert [line.split()[0] for line in last_lines] == ["domain", *demo.DOMAINS, "all"]
+    assert [line.split()[0] for line in last_lines] == ["domain", *PACKAGED, "all"]
     assert all(line.split()[1] == "yes" for line in last_lines[1:])
 
 

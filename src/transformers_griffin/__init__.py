@@ -28,14 +28,17 @@ if TYPE_CHECKING:
     from .conversion import convert_checkpoint
     from .decoding.candidate_generator import GriffinCandidateGenerator
     from .decoding.outputs import GriffinGenerateOutput
+    from .evaluation import BenchmarkResults, benchmark
     from .hub import push_draft_to_hub
     from .training import GriffinTrainer, GriffinTrainingArguments
 
 _LAZY = {
+    "BenchmarkResults": ".evaluation",
     "GriffinCandidateGenerator": ".decoding.candidate_generator",
     "GriffinGenerateOutput": ".decoding.outputs",
     "GriffinTrainer": ".training",
     "GriffinTrainingArguments": ".training",
+    "benchmark": ".evaluation",
     "convert_checkpoint": ".conversion",
     "push_draft_to_hub": ".hub",
 }
@@ -63,12 +66,14 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "BenchmarkResults",
     "GriffinCandidateGenerator",
     "GriffinDraftConfig",
     "GriffinDraftModel",
     "GriffinGenerateOutput",
     "GriffinTrainer",
     "GriffinTrainingArguments",
+    "benchmark",
     "convert_checkpoint",
     "push_draft_to_hub",
 ]

@@ -13,9 +13,9 @@ from acceptance_helpers import MINI, TREE, mini_trainer, prompts, tiny_trainer
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, TrainerCallback
 
+from transformers_griffin.evaluation import answer_hits, chains
 from transformers_griffin.training import AcceptanceEvaluator, acceptance
 from transformers_griffin.training.acceptance import MeasuredAnswer, prompt_ids, summarize
-from transformers_griffin.training.answer_hits import answer_hits, chains
 
 
 MINI_PROMPTS = [list(range(300 + seed, 310 + 2 * seed)) for seed in range(3)]

@@ -19,7 +19,6 @@ Measured: README.md in ablations/.
 import argparse
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -36,13 +35,11 @@ from transformers import (
 from transformers.utils import logging
 
 from transformers_griffin import GriffinDraftModel
-from transformers_griffin.evaluation import KnownAnswers, know_answers, replay_acceptance
+from transformers_griffin.evaluation import KnownAnswers, know_answers, load_prompts, replay_acceptance
+from transformers_griffin.evaluation.prompts import PACKAGED, encode_chat
+from transformers_griffin.evaluation.provenance import provenance
+from transformers_griffin.modeling_griffin import DEFAULT_TREE
 from transformers_griffin.training import GriffinTrainer, load_features, prepare_features
-
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from demo import DOMAINS, MINI, encode, read_prompts  # the demo is a script, not a package
-from measure import PAPER_TREE, provenance
 
 
 CONCAT = {"fusion": "concat"}
@@ -100,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
         draft, result = train_row(args, teacher, features, row, seed)
         draft.bind(target)
         result["acceptance"] = {str(t): acceptance(draft, target, known) for t, known in answers.items()}
-        write_json(path, result | {"row": row, "seed": seed, "provenance": provenance(args)})
+        write_json(path, result | {"row": row, "seed": seed, "provenance": provenance(vars(args))})
         draft.save_pretrained(args.output_dir / "drafts" / path.stem)
 
 
@@ -125,9 +122,8 @@ def target_answers(
     if not path.exists():
         settings = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
         answers = []
-        prompts = [prompt for domain in DOMAINS for prompt in read_prompts(domain, args.prompts_per_domain)]
-        for index, prompt in enumerate(prompts):
-            input_ids = encode(tokenizer, prompt)
+        for index, prompt in enumerate(load_prompts(PACKAGED, args.prompts_per_domain)):
+            input_ids = torch.tensor([encode_chat(tokenizer, prompt.turns[:1])])
             torch.manual_seed(index)
             sequence = target.generate(
                 input_ids,
@@ -188,7 +184,7 @@ def acceptance(draft: GriffinDraftModel, target: PreTrainedModel, answers: list[
         part = answers[start : start + 40]
         sequences = [torch.tensor(answer[1:]) for answer in part]
         known: KnownAnswers = know_answers(target, sequences, [answer[0] for answer in part])
-        lengths += replay_acceptance(draft, known, GenerationConfig(**PAPER_TREE))
+        lengths += replay_acceptance(draft, known, GenerationConfig(**DEFAULT_TREE))
     return {"tokens": [sum(row) for row in lengths], "cycles": [len(row) for row in lengths]}
 
 
@@ -201,7 +197,7 @@ def write_json(path: Path, content: object) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target_dir", type=Path, default=MINI / "target")
+    parser.add_argument("--target_dir", type=Path, default=Path("examples/mini/target"))
     parser.add_argument("--data_dir", type=Path, default=Path("runs/mini_pair"))
     parser.add_argument("--output_dir", type=Path, default=Path("runs/mini_pair/ablations"))
     parser.add_argument("--rows", nargs="*", choices=[*ROWS], default=[*ROWS], help="none: features and answers only")

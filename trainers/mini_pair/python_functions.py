@@ -3,7 +3,7 @@ Builds "complete this function" conversations from Python sources that everybody
 
 Sources and licences: CPython's standard library (PSF-2.0) and, where installed, the packages of `PACKAGES`
 (BSD-3-Clause, Apache-2.0 or MIT). Rows that share a function name or a run of eight words with the HumanEval prompts
-in `examples/mini/prompts/humaneval.jsonl` are dropped.
+in `evaluation/prompts_data/humaneval.jsonl` are dropped.
 """
 
 import ast
@@ -14,6 +14,8 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+from transformers_griffin.evaluation.prompts import PROMPTS_DATA
 
 
 PACKAGES = {
@@ -31,7 +33,7 @@ PACKAGES = {
     "huggingface_hub": "Apache-2.0",
     "rich": "MIT",
 }
-HUMANEVAL = Path(__file__).parents[2] / "examples/mini/prompts/humaneval.jsonl"
+HUMANEVAL = PROMPTS_DATA / "humaneval.jsonl"
 REQUEST = "Complete the code I provided.\n\n"  # the wording of the released HumanEval prompts
 MAX_PROMPT_CHARS, MIN_BODY_CHARS, MAX_BODY_CHARS = 1200, 30, 900
 N_GRAM = 8

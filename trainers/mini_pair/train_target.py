@@ -137,8 +137,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, default=Path("runs/mini_pair"))
     parser.add_argument("--output_dir", type=Path, default=Path("runs/mini_pair/target"))
     parser.add_argument("--hidden_size", type=int, default=256)
@@ -152,8 +152,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max_steps", type=int, default=2500)
     parser.add_argument("--save_steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(make_parser(__doc__).parse_args())

@@ -11,12 +11,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import convert, export, generate, plan, prepare, push, report
+from . import bench, convert, export, generate, plan, prepare, push, report
 
 
-SUBCOMMANDS = (convert, export, generate, plan, prepare, push, report)
+SUBCOMMANDS = (bench, convert, export, generate, plan, prepare, push, report)
 EXAMPLES = """\
 examples:
+  griffin bench --target user/target --draft my-draft --output runs/bench
   griffin convert user/griffin-release my-draft --target user/target
   griffin convert my-draft released --target user/target --to released
   griffin export my-draft served --target user/target
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="griffin",
-        description="GRIFFIN speculative decoding: convert drafts, generate with them, plan their training.",
+        description="GRIFFIN speculative decoding: measure, convert and use drafts, plan their training.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

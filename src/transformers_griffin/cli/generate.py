@@ -87,10 +87,8 @@ def run(args: argparse.Namespace) -> None:
 
 def encode(tokenizer: "PreTrainedTokenizerBase", prompt: str, raw: bool) -> Any:
     """`prompt` as a `torch.LongTensor` of shape `(1, length)`, in the chat template if there is one."""
-    if raw or tokenizer.chat_template is None:
-        return tokenizer(prompt, return_tensors="pt").input_ids
-    chat = [{"role": "user", "content": prompt}]
-    encoded: Any = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    return encoded["input_ids"]
+    import torch
+
+    from ..evaluation.prompts import encode_chat
+
+    return torch.tensor([tokenizer(prompt).input_ids if raw else encode_chat(tokenizer, [prompt])])

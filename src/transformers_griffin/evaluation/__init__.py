@@ -1,6 +1,8 @@
 """What a draft is worth: acceptance, speed and whether the output stayed the same."""
 
+from .answer_hits import answer_hits, chains
 from .answers import TimedAnswer, answer_prompt
+from .benchmark import benchmark
 from .intervals import bootstrap_interval, paired_ratio_interval
 from .metrics import (
     Comparison,
@@ -11,7 +13,9 @@ from .metrics import (
     repeated_ngram_share,
 )
 from .modules import load_metric
+from .prompts import Prompt, load_prompts
 from .replay import KnownAnswers, know_answers, replay_acceptance
+from .results import BenchmarkResults
 
 
 __all__ = [
@@ -28,5 +32,11 @@ __all__ = [
     "KnownAnswers",
     "know_answers",
     "replay_acceptance",
+    "answer_hits",
+    "chains",
     "load_metric",
+    "Prompt",
+    "load_prompts",
+    "benchmark",
+    "BenchmarkResults",
 ]

@@ -115,9 +115,14 @@ def misaligned_rates(hits: Sequence[Sequence[bool]]) -> list[float]:
 
     Example: of the chains `x x .`, `x . x` and `x x` (x: hit), none, 1/3 and 2/2 are misaligned by pass 1, 2 and 3.
     """
+    return [misaligned / count for misaligned, count in count_misaligned(hits)]
+
+
+def count_misaligned(hits: Sequence[Sequence[bool]]) -> list[tuple[int, int]]:
+    """By pass, the misaligned chains and all chains that go so far: what [`misaligned_rates`] divides."""
     num_passes = max(map(len, hits), default=0)
     reached = [[passes for passes in hits if len(passes) >= n] for n in range(1, num_passes + 1)]
-    return [sum(not all(passes[:n]) for passes in chains) / len(chains) for n, chains in enumerate(reached, start=1)]
+    return [(sum(not all(passes[:n]) for passes in chains), len(chains)) for n, chains in enumerate(reached, start=1)]
 
 
 def repeated_ngram_share(tokens: Sequence[int], n: int = 4) -> float:

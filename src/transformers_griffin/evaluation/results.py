@@ -29,21 +29,22 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One answer of one method to one turn of one prompt (or to a batch of them)."""
+    """One answer of one method to one turn of one prompt, or the answers to a batch of prompts."""
 
     setting: str  # name of a `Setting`
     method: str  # name of a `Method`
     domain: str
-    prompt: str  # identifier of the prompt within its domain
+    prompt: str  # identifier of the prompt within its domain; those of a batch are joined by "+"
     turn: int  # 0 for the first question of a chat
     repeat: int
-    num_prompt_tokens: int
+    num_prompt_tokens: int  # of the longest row
     new_tokens: list[list[int]]  # of every row; what follows the end of a row's answer is cut
     wall_seconds: float  # of the whole `generate()` call
-    first_token_seconds: float | None = None  # from the call to the first token
+    first_token_seconds: float | None = None  # from the call until the target has read the prompt
     acceptance_lengths: list[list[int]] | None = None  # of every row; None for a method without cycles
-    draft_seconds: float | None = None
+    draft_seconds: float | None = None  # of all cycles
     verify_seconds: float | None = None
+    misaligned_chains: list[tuple[int, int]] | None = None  # by pass: misaligned ones, all (see `misaligned_rates`)
     peak_memory_bytes: int | None = None  # beyond what was allocated before the call
 
     @property
@@ -86,7 +87,7 @@ class Summary:
     method: str
     domain: str  # or ALL_DOMAINS
     num_prompts: int
-    num_answers: int  # turns and repeats counted
+    num_answers: int  # of every prompt, turn and repeat
     num_tokens: int
     tokens_per_second: Estimate | None = None
     tau: Estimate | None = None
@@ -96,9 +97,9 @@ class Summary:
     first_token_seconds: float | None = None  # median
     acceptance_by_depth: list[float] | None = None
     misaligned_rates: list[float] | None = None  # by pass
-    draft_share: float | None = None  # of the decoding time; what draft and verify leave is the host's
+    draft_share: float | None = None  # of the time after the first token; what draft and verify leave is the host's
     verify_share: float | None = None
-    peak_memory_bytes: int | None = None  # largest
+    peak_memory_bytes: int | None = None  # largest; CUDA only, without a static cache that all answers share
     num_identical: int | None = None  # greedy: answers equal to plain eager ones, token for token
     repeated_4grams: float | None = None
     note: str | None = None  # why a figure is missing

@@ -22,13 +22,14 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..decoding.candidate_generator import tree_settings
 from ..evaluation import (
     acceptance_by_depth,
+    answer_hits,
     answer_prompt,
+    chains,
     mean_acceptance_length,
     misaligned_rates,
     repeated_ngram_share,
 )
 from ..modeling_griffin import GriffinDraftModel, moved_to
-from .answer_hits import answer_hits, chains
 
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class MeasuredAnswer:
     """What one prompt contributes."""
 
     acceptance_lengths: list[int]  # tokens emitted by each cycle
-    hits: torch.Tensor  # (len(AGREEMENT_TOP_K), num_passes, n_positions), bool, see [`answer_hits`]
+    hits: torch.Tensor  # (len(AGREEMENT_TOP_K), num_passes, n_chains), bool, see [`answer_hits`]
     repeated_4grams: float
 
 
