@@ -265,6 +265,13 @@ def test_a_folder_with_another_run_is_refused(target, tmp_path, change, named):
         run(target, output_dir=tmp_path, decoders=fake_decoders("hass"))
 
 
+def test_measurements_of_nobody_knows_what_are_refused(target, tmp_path):
+    run(target, output_dir=tmp_path)
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"holds measurements\.jsonl, but no results\.json to say of what"):
+        run(target, output_dir=tmp_path)
+
+
 def test_a_broken_line_in_the_middle_is_named(target, tmp_path):
     run(target, output_dir=tmp_path)
     path = tmp_path / "measurements.jsonl"

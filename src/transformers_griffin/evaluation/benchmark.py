@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_griffin import GriffinDraftModel
-from .measurement_log import MeasurementLog
+from .measurement_log import FILE_NAME, MeasurementLog
 from .methods import BUILT_IN, Decoder, make_decoders
 from .plan import Plan, make_settings
 from .prompts import PACKAGED, Prompt, load_prompts
@@ -172,6 +172,8 @@ def _check_same_run(folder: Path, results: BenchmarkResults) -> None:
     """Refuses to mix measurements of two runs; a new folder gets the file that says what it is for."""
     path = folder / "results.json"
     if not path.exists():
+        if (folder / FILE_NAME).exists():
+            raise ValueError(f"{folder} holds {FILE_NAME}, but no results.json to say of what. Give another folder.")
         results.save(path)
         return
     found, wanted = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(results.as_dict()))
