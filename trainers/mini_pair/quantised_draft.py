@@ -8,7 +8,7 @@ Target and draft compute in float32, so that answers can be compared token for t
 weights; without an entry in QUANTISATIONS they are the shipped bfloat16. No speed: that depends on kernels for the
 hardware, which a CPU mostly lacks. The last line of stdout is one JSON object.
 
-Measured on 2 CPU cores (x86-64) with the defaults; see README.md beside this file.
+Measured on 2 CPU cores (x86-64) with the defaults: the table in README.md beside this file.
 """
 
 import argparse
