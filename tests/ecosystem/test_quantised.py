@@ -5,6 +5,11 @@ The target of an answer is the quantised model: its own plain answers are what d
 draft changes what it proposes, never the answer.
 """
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from answers import SIZES, assert_same_answers
@@ -109,3 +114,18 @@ def test_adapters_on_a_quantised_target_and_on_a_quantised_draft(saved):
             if "lora_" in weight_name:
                 torch.nn.init.normal_(weight, std=0.1)
     assert_same_answers(adapted[0].get_base_model(), adapted[1])
+
+
+@pytest.mark.slow
+def test_the_mini_pairs_draft_quantised_is_half_as_large_and_as_good():
+    """From bfloat16 to int8 halves the file; tau over three prompts stays within a quarter."""
+    script = Path(__file__).parents[2] / "trainers" / "mini_pair" / "quantised_draft.py"
+    arguments = ["--prompts_per_domain", "1", "--max_new_tokens", "24"]
+    done = subprocess.run([sys.executable, script, *arguments], check=True, capture_output=True, text=True)
+    whole, *quantised = json.loads(done.stdout.splitlines()[-1])["drafts"]
+    assert len(quantised) == 3
+    for row in (whole, *quantised):
+        assert row["identical"] == row["prompts"] == 3
+    for row in quantised:
+        assert row["bytes"] < 0.52 * whole["bytes"]
+        assert row["tau"] == pytest.approx(whole["tau"], rel=0.25)

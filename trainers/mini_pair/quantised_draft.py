@@ -8,12 +8,11 @@ Target and draft compute in float32, so that answers can be compared token for t
 weights; without an entry in QUANTISATIONS they are the shipped bfloat16. No speed: that depends on kernels for the
 hardware, which a CPU mostly lacks. The last line of stdout is one JSON object.
 
-Measured on 2 CPU cores (x86-64) with the defaults; see README.md beside this file.
+Measured on 2 CPU cores (x86-64) with the defaults: the table in README.md beside this file.
 """
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,14 +21,11 @@ from torchao.quantization import Int8WeightOnlyConfig
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TorchAoConfig
 from transformers.utils import logging
 
-from transformers_griffin.evaluation import answer_prompt
-from transformers_griffin.evaluation.metrics import mean_acceptance_length
+from transformers_griffin.evaluation import answer_prompt, load_prompts, mean_acceptance_length
+from transformers_griffin.evaluation.prompts import PACKAGED, encode_chat
 
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from demo import DOMAINS, MINI, encode, read_prompts  # the demo is a script, not a package
-
-
+MINI = Path(__file__).parents[2] / "examples" / "mini"
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
 QUANTISATIONS = {
     "none": None,
@@ -49,7 +45,8 @@ def main(args: argparse.Namespace) -> None:
         "pad_token_id": tokenizer.pad_token_id,
         "do_sample": False,
     }
-    prompts = [encode(tokenizer, p) for d in DOMAINS for p in read_prompts(d, args.prompts_per_domain)]
+    questions = [prompt.turns[:1] for prompt in load_prompts(PACKAGED, args.prompts_per_domain)]
+    prompts = [torch.tensor([encode_chat(tokenizer, question)]) for question in questions]
     plain = [answer_prompt(target, prompt, **settings).new_tokens for prompt in prompts]
     rows = []
     print("| draft | bytes | tau | identical |\n|---|---|---|---|")

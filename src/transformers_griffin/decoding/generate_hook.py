@@ -120,6 +120,12 @@ def check_target(target: PreTrainedModel, generation_config: GenerationConfig) -
             f"{type(target).__name__} keeps a state that cannot forget rejected tokens; GRIFFIN drafts speed up "
             "models whose layers are all attention. Call `generate()` without `assistant_model`."
         )
+    if getattr(target.prepare_inputs_for_generation, "__self__", None) is not target:
+        raise ValueError(
+            f"The inputs of {type(target).__name__} are prepared by something else, as PEFT does for prompt and "
+            "prefix tuning, and no tree can be verified with what it adds. Use an adapter inside the layers (LoRA), "
+            "or call `generate()` without `assistant_model`."
+        )
     for name in ("num_beams", "num_return_sequences"):
         value = getattr(generation_config, name)
         if value is not None and value > 1:
