@@ -15,12 +15,17 @@ from . import bench, convert, export, generate, plan, prepare, push, report
 
 
 SUBCOMMANDS = (bench, convert, export, generate, plan, prepare, push, report)
+from . import convert, demo, generate, plan, prepare
+
+
+SUBCOMMANDS = (convert, demo, generate, plan, prepare)
 EXAMPLES = """\
 examples:
   griffin bench --target user/target --draft my-draft --output runs/bench
   griffin convert user/griffin-release my-draft --target user/target
   griffin convert my-draft released --target user/target --to released
   griffin export my-draft served --target user/target
+  griffin demo
   griffin generate --target user/target --draft my-draft --prompt "Why is the sky blue?"
   griffin plan --target user/target
   griffin prepare --target user/target --data chats.jsonl --output features
