@@ -134,6 +134,8 @@ def warm_up(pair: Pair) -> None:
 
 def encode(pair: Pair, prompt: str) -> torch.Tensor:
     """`prompt` as a `torch.LongTensor` of shape `(1, length)`, in the chat template if there is one."""
+    if pair.tokenizer.chat_template is None:
+        return pair.tokenizer(prompt, return_tensors="pt").input_ids.to(pair.target.device)
     chat = [{"role": "user", "content": prompt}]
     encoded: Any = pair.tokenizer.apply_chat_template(
         chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
