@@ -11,14 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import bench, convert, export, generate, plan, prepare, push, report
+from . import bench, convert, demo, export, generate, plan, prepare, push, report, train
 
 
-SUBCOMMANDS = (bench, convert, export, generate, plan, prepare, push, report)
-from . import convert, demo, generate, plan, prepare
-
-
-SUBCOMMANDS = (convert, demo, generate, plan, prepare)
+SUBCOMMANDS = (bench, convert, demo, export, generate, plan, prepare, push, report, train)
 EXAMPLES = """\
 examples:
   griffin bench --target user/target --draft my-draft --output runs/bench
@@ -31,6 +27,7 @@ examples:
   griffin prepare --target user/target --data chats.jsonl --output features
   griffin push my-draft user/my-draft --target user/target --results results.json
   griffin report runs/before runs/after
+  griffin train recipe.yaml --features features
 """
 
 
@@ -64,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="griffin",
         description="GRIFFIN speculative decoding: measure, convert and use drafts, plan their training.",
+        description="GRIFFIN speculative decoding: train drafts, convert them, generate with them.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
