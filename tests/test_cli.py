@@ -124,7 +124,7 @@ def test_generate_with_settings_that_form_no_tree_says_why(pair, capsys):
 @pytest.fixture
 def launched(monkeypatch):
     """The pages that `griffin demo` would have served, with where."""
-    from transformers_griffin.demo import page
+    from transformers_griffin.demo_page import page
 
     pages = []
     monkeypatch.setattr(page, "launch_page", lambda *args, **kwargs: pages.append((*args, kwargs)))
@@ -153,7 +153,7 @@ def test_demo_says_what_it_lacks(pair, capsys, monkeypatch, tmp_path):
     assert main(["demo"]) == 1
     assert "The mini pair is part of the checkout, not of the package." in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "gradio", None)
-    for name in [name for name in sys.modules if name == "transformers_griffin.demo.page"]:
+    for name in [name for name in sys.modules if name == "transformers_griffin.demo_page.page"]:
         monkeypatch.delitem(sys.modules, name)
     assert main(["demo"]) == 1
     assert 'Install it: pip install "transformers-griffin[demo]".' in capsys.readouterr().err

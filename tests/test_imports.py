@@ -25,6 +25,7 @@ ROOMS = (
     "hub",
     "training",
     "demo",
+    "demo_page",
     "cli",
 )
 # Within decoding, too.

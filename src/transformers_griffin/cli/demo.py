@@ -34,7 +34,7 @@ def add_to(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Loads the pair and serves the page until it is interrupted."""
     try:
-        from ..demo.page import build_page, launch_page, warm_up
+        from ..demo_page.page import build_page, launch_page, warm_up
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
@@ -57,7 +57,7 @@ def load_pair(args: argparse.Namespace) -> Any:
     """
     from transformers import AutoTokenizer
 
-    from ..demo import Pair
+    from ..demo_page import Pair
 
     if (args.target is None) != (args.draft is None):
         raise ValueError("Give --target and --draft, or neither for the mini pair.")

@@ -70,7 +70,7 @@ def draw_tree(cycle: CycleTree, tokenizer: PreTrainedTokenizerBase) -> str:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): of the target; writes the tokens.
 
     Returns:
-        `str`: an `<svg>` element. In a notebook: `IPython.display.HTML(draw_tree(cycle, tokenizer))`.
+        `str`: an `<svg>` element. In a notebook: `IPython.display.SVG(draw_tree(cycle, tokenizer))`.
     """
     boxes = lay_out(cycle, tokenizer)
     widths = _level_widths(boxes)

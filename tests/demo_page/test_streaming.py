@@ -7,7 +7,7 @@ import pytest
 import torch
 from demo_helpers import mini_pair
 
-from transformers_griffin.demo import Pair, TreeSettings, stream_answer
+from transformers_griffin.demo_page import Pair, TreeSettings, stream_answer
 
 
 SETTINGS = {"max_new_tokens": 24, "do_sample": False}
@@ -53,7 +53,7 @@ def test_a_character_of_several_tokens_arrives_whole(pair):
     """`é` and `✓` are two and three byte tokens for the mini tokenizer, which has neither."""
     from tokenizers.decoders import DecodeStream
 
-    from transformers_griffin.demo.streaming import Progress, _Emitted, _extend
+    from transformers_griffin.demo_page.streaming import Progress, _Emitted, _extend
 
     tokens = pair.tokenizer.encode("é✓!", add_special_tokens=False)
     assert len(tokens) > 3

@@ -7,9 +7,9 @@ import gradio as gr
 import pytest
 from demo_helpers import mini_pair
 
-from transformers_griffin.demo import Pair, Progress
-from transformers_griffin.demo.page import answer_both, build_page, warm_up
-from transformers_griffin.demo.rendering import answer_text_html, answers_html, compare_answers
+from transformers_griffin.demo_page import Pair, Progress
+from transformers_griffin.demo_page.page import answer_both, build_page, warm_up
+from transformers_griffin.demo_page.rendering import answer_text_html, answers_html, compare_answers
 
 
 PROMPT = "A train travels 60 miles in 2 hours. How fast is it?"

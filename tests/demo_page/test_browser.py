@@ -7,7 +7,7 @@ import pytest
 from demo_helpers import mini_pair
 from playwright.sync_api import expect, sync_playwright
 
-from transformers_griffin.demo.page import build_page, launch_page, warm_up
+from transformers_griffin.demo_page.page import build_page, launch_page, warm_up
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

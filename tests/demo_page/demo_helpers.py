@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from transformers_griffin.demo import Pair
+from transformers_griffin.demo_page import Pair
 
 
 MINI = Path(__file__).parents[2] / "examples" / "mini"
