@@ -15,8 +15,6 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from conftest import GOLDEN, tiny_llama
 from transformers_griffin import __version__
-from transformers_griffin.cli import main
-from transformers_griffin import GriffinDraftModel, __version__
 from transformers_griffin.cli import build_parser, demo, main
 from transformers_griffin.training import load_features, load_training_data, plan
 

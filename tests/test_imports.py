@@ -24,7 +24,6 @@ ROOMS = (
     "evaluation",
     "hub",
     "training",
-    "demo",
     "demo_page",
     "cli",
 )

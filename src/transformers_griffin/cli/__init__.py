@@ -20,8 +20,8 @@ examples:
   griffin bench --target user/target --draft my-draft --output runs/bench
   griffin convert user/griffin-release my-draft --target user/target
   griffin convert my-draft released --target user/target --to released
-  griffin export my-draft served --target user/target
   griffin demo
+  griffin export my-draft served --target user/target
   griffin generate --target user/target --draft my-draft --prompt "Why is the sky blue?"
   griffin plan --target user/target
   griffin prepare --target user/target --data chats.jsonl --output features
@@ -60,8 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="griffin",
-        description="GRIFFIN speculative decoding: measure, convert and use drafts, plan their training.",
-        description="GRIFFIN speculative decoding: train drafts, convert them, generate with them.",
+        description="GRIFFIN speculative decoding: train drafts, measure, convert, use and publish them.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

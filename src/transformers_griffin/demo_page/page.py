@@ -14,6 +14,7 @@ import torch
 
 from ..decoding.candidate_generator import MAX_DEPTH, MAX_NODES, MAX_TOP_K
 from ..evaluation import draw_tree
+from ..evaluation.prompts import encode_chat
 from .pair import Pair, TreeSettings
 from .rendering import CSS, Verdict, answers_html, compare_answers
 from .streaming import Progress, stream_answer
@@ -134,13 +135,7 @@ def warm_up(pair: Pair) -> None:
 
 def encode(pair: Pair, prompt: str) -> torch.Tensor:
     """`prompt` as a `torch.LongTensor` of shape `(1, length)`, in the chat template if there is one."""
-    if pair.tokenizer.chat_template is None:
-        return pair.tokenizer(prompt, return_tensors="pt").input_ids.to(pair.target.device)
-    chat = [{"role": "user", "content": prompt}]
-    encoded: Any = pair.tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    return encoded["input_ids"].to(pair.target.device)
+    return torch.tensor([encode_chat(pair.tokenizer, [prompt])], device=pair.target.device)
 
 
 def _introduction(pair: Pair) -> str:
