@@ -45,10 +45,10 @@ def cross_reference(name: str, is_short: bool) -> str:
 def identifiers() -> dict[str, str]:
     """Every public name with the path under which the reference describes it; the package's own names win."""
     from transformers_griffin import __all__ as package_names
-    from transformers_griffin import evaluation, training
+    from transformers_griffin import evaluation, hub, training
 
     found = {}
-    for room in (evaluation, training):
+    for room in (evaluation, hub, training):
         found |= {name: f"{room.__name__}.{name}" for name in room.__all__}
     return found | {name: f"transformers_griffin.{name}" for name in package_names}
 

@@ -21,7 +21,13 @@ from transformers_griffin.training.recipe import read_recipe
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-ROOMS = ("transformers_griffin", "transformers_griffin.evaluation", "transformers_griffin.training")
+ROOMS = (
+    "transformers_griffin",
+    "transformers_griffin.evaluation",
+    "transformers_griffin.evaluation.report",
+    "transformers_griffin.hub",
+    "transformers_griffin.training",
+)
 hooks = runpy.run_path(str(DOCS / "hooks.py"))
 
 
