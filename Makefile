@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow quality style clean
+.PHONY: demo test test-slow quality style docs notebooks clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,12 @@ quality: $(VENV)/.installed  ## what CI checks besides tests
 style: $(VENV)/.installed  ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed  ## the documentation, in build/docs
+	$(BIN)/python -m mkdocs build --strict
+
+notebooks: $(VENV)/.installed  ## run the notebooks and store their outputs
+	$(BIN)/jupyter execute --inplace examples/*.ipynb
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

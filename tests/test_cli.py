@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from conftest import GOLDEN, tiny_llama
 from transformers_griffin import __version__
-from transformers_griffin.cli import main
+from transformers_griffin.cli import build_parser, demo, main
 from transformers_griffin.training import load_features, load_training_data, plan
 
 
@@ -114,6 +114,47 @@ def test_generate_with_settings_that_form_no_tree_says_why(pair, capsys):
     assert main(generate_args(pair, "--num-draft-tokens", "50", "--depth", "2", "--width", "2")) == 1
     error = capsys.readouterr().err
     assert error.startswith("griffin generate: `num_assistant_tokens` is 50, but a tree of `draft_tree_depth`=2")
+
+
+# ---------------------------------------------------------------------- demo
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The pages that `griffin demo` would have served, with where."""
+    from transformers_griffin.demo_page import page
+
+    pages = []
+    monkeypatch.setattr(page, "launch_page", lambda *args, **kwargs: pages.append((*args, kwargs)))
+    return pages
+
+
+def test_demo_serves_the_page_of_a_pair(pair, launched):
+    args = ["demo", "--target", str(pair / "target"), "--draft", str(pair / "draft"), "--port", "7999"]
+    assert main(args) == 0
+    ((page, host, port, options),) = launched
+    assert (host, port, options) == ("127.0.0.1", 7999, {"inbrowser": False})
+    assert page.title == "GRIFFIN: the same tokens, sooner"
+
+
+def test_demo_takes_the_mini_pair_in_a_checkout_in_float32():
+    args = build_parser().parse_args(["demo"])
+    pair = demo.load_pair(args)
+    assert (pair.target.dtype, pair.draft.dtype) == (torch.float32, torch.float32)
+    assert pair.target.num_parameters() > 10_000_000
+
+
+def test_demo_says_what_it_lacks(pair, capsys, monkeypatch, tmp_path):
+    assert main(["demo", "--target", str(pair / "target")]) == 1
+    assert capsys.readouterr().err == "griffin demo: Give --target and --draft, or neither for the mini pair.\n"
+    monkeypatch.setattr(demo, "MINI_PAIR", tmp_path / "nowhere")
+    assert main(["demo"]) == 1
+    assert "The mini pair is part of the checkout, not of the package." in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in [name for name in sys.modules if name == "transformers_griffin.demo_page.page"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["demo"]) == 1
+    assert 'Install it: pip install "transformers-griffin[demo]".' in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- plan

@@ -24,6 +24,7 @@ ROOMS = (
     "evaluation",
     "hub",
     "training",
+    "demo_page",
     "cli",
 )
 # Within decoding, too.
@@ -38,7 +39,17 @@ DECODING = (
     "loop",
     "generate_hook",
 )
-HEAVY = ("datasets", "accelerate", "matplotlib", "peft", "triton", "pandas", "sklearn", "transformers.trainer")
+HEAVY = (
+    "datasets",
+    "accelerate",
+    "matplotlib",
+    "peft",
+    "gradio",
+    "triton",
+    "pandas",
+    "sklearn",
+    "transformers.trainer",
+)
 
 
 def imports_of(path: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -15,22 +16,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, TrainingArguments
 
 from conftest import tiny_llama
-from transformers_griffin import GriffinDraftModel
+from transformers_griffin import GriffinDraftModel, cli
 from transformers_griffin.training import (
     GriffinTrainingArguments,
     load_training_data,
     prepare_features,
     tokenize_dataset,
 )
+from transformers_griffin.training import recipe as recipe_module
 
 
 ROOT = Path(__file__).parents[1]
 TRAINERS = ROOT / "trainers"
 RECIPES = sorted((TRAINERS / "configs").glob("*.yaml"))
 README = (TRAINERS / "README.md").read_text(encoding="utf-8")
-sys.path.insert(0, str(TRAINERS))
-import train_griffin  # noqa: E402  # a script, not a package
-
 
 QUIET = {"use_cpu": "true", "report_to": "none", "disable_tqdm": "true"}
 
@@ -72,7 +71,7 @@ def run(tiny: Path, output_dir: Path, *more: str) -> Path:
         "eval_rows": "2",
         "per_device_train_batch_size": "2",
     }
-    train_griffin.main(*train_griffin.parse_args([*as_flags(settings | QUIET), *more]))
+    recipe_module.train_recipe(*recipe_module.parse_recipe([*as_flags(settings | QUIET), *more]))
     return output_dir / "final"
 
 
@@ -97,7 +96,7 @@ def test_there_is_a_recipe_for_every_target_of_the_paper_and_for_current_ones():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses_into_the_arguments(path):
-    recipe, args = train_griffin.parse_args([str(path)])
+    recipe, args = recipe_module.parse_recipe([str(path)])
     assert isinstance(args, GriffinTrainingArguments)
     assert args.use_cpu != torch.accelerator.is_available()
     assert (args.num_passes, args.alignment_top_k, args.adam_beta2) == (3, 3, 0.95)
@@ -124,13 +123,13 @@ def test_every_number_of_a_recipe_names_its_source(path):
 
 
 def test_every_key_of_a_recipe_is_documented():
-    own = {item.name: item.metadata.get("help") for item in fields(train_griffin.RecipeArguments)}
+    own = {item.name: item.metadata.get("help") for item in fields(recipe_module.RecipeArguments)}
     own |= {item.name: item.metadata.get("help") for item in fields(GriffinTrainingArguments)}
     stock = {item.name for item in fields(TrainingArguments)}
     for path in RECIPES:
-        for key in train_griffin.read_recipe(str(path)):
+        for key in recipe_module.read_recipe(str(path)):
             assert key in stock or own[key], f"{key} has no help"
-    for item in fields(train_griffin.RecipeArguments):
+    for item in fields(recipe_module.RecipeArguments):
         assert f"`{item.name}`" in README
 
 
@@ -166,7 +165,7 @@ def test_the_command_line_wins_over_the_file_and_unknown_keys_are_refused(tmp_pa
     file = tmp_path / "recipe.yaml"
     file.write_text("target: a\ndataset: b.jsonl\nlearning_rate: 3e-5\nnum_passes: 2\nreport_to: none\n")
     more = ["--num_passes", "4", "--use_cpu", "true", "--draft_config", '{"intermediate_size": 48}']
-    recipe, args = train_griffin.parse_args([str(file), *more])
+    recipe, args = recipe_module.parse_recipe([str(file), *more])
     assert (recipe.target, recipe.dataset, recipe.draft_config) == ("a", ["b.jsonl"], {"intermediate_size": 48})
     assert (args.learning_rate, args.num_passes) == (3e-5, 4)
 
@@ -174,9 +173,9 @@ def test_the_command_line_wins_over_the_file_and_unknown_keys_are_refused(tmp_pa
     with pytest.raises(
         ValueError, match=r"has the key 'lerning_rate', which is no argument\. Did you mean: learning_rate"
     ):
-        train_griffin.parse_args([str(file)])
+        recipe_module.parse_recipe([str(file)])
     with pytest.raises(ValueError, match=r"not used by the HfArgumentParser: \['--lerning_rate', '1'\]"):
-        train_griffin.parse_args(["--target", "a", "--dataset", "b", "--lerning_rate", "1"])
+        recipe_module.parse_recipe(["--target", "a", "--dataset", "b", "--lerning_rate", "1"])
 
 
 @pytest.mark.parametrize(
@@ -193,15 +192,49 @@ def test_the_command_line_wins_over_the_file_and_unknown_keys_are_refused(tmp_pa
 )
 def test_what_a_recipe_lacks_is_said(argv, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        train_griffin.parse_args(argv)
+        recipe_module.parse_recipe(argv)
+
+
+def test_griffin_train_passes_everything_behind_the_recipe_on(tiny, tmp_path, from_root):
+    """The command, with a key of its own name (`debug` is one of `TrainingArguments` too) and a list."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"target: {tiny / 'target'}\ndataset: {tiny / 'rows.jsonl'}\neval_rows: 0\nmax_steps: 5\n")
+    overrides = {"max_steps": "1", "per_device_train_batch_size": "2", "output_dir": str(tmp_path / "run")}
+    lists = ["--num_passes", "2", "--num_passes_schedule", "0", "--debug", "underflow_overflow"]
+    assert cli.main(["train", str(file), *as_flags(overrides | QUIET), *lists]) == 0
+    assert json.loads((tmp_path / "run/final/config.json").read_text())["model_type"] == "griffin_draft"
+
+
+def test_griffin_train_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("target: a\ndatset: b\n")
+    for argv, message in (
+        ([str(tmp_path / "recipe.yaml")], "has the key 'datset', which is no argument. Did you mean: dataset"),
+        (["Qwen/Qwen3-8B"], "Qwen/Qwen3-8B is no recipe. Give a YAML file"),
+        (["nowhere.yaml"], "nowhere.yaml is no file. Give a YAML file"),
+    ):
+        assert cli.main(["train", *argv]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("griffin train: ")
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_the_script_is_the_command(monkeypatch):
+    """What launchers start parses and trains by the same two functions."""
+    asked = []
+    monkeypatch.setattr(recipe_module, "train_recipe", lambda *parts: asked.append(parts))
+    monkeypatch.setattr(sys, "argv", ["train_griffin.py", str(TRAINERS / "configs/mini_pair.yaml"), "--seed", "7"])
+    runpy.run_path(str(TRAINERS / "train_griffin.py"), run_name="__main__")
+    ((recipe, args),) = asked
+    assert (recipe.target, args.seed) == ("examples/mini/target", 7)
 
 
 def test_quantisation_reaches_the_target(monkeypatch):
     asked = {}
     monkeypatch.setattr(
-        train_griffin.AutoModelForCausalLM, "from_pretrained", lambda name, **kwargs: asked.update(kwargs, name=name)
+        recipe_module.AutoModelForCausalLM, "from_pretrained", lambda name, **kwargs: asked.update(kwargs, name=name)
     )
-    train_griffin.load_target(train_griffin.RecipeArguments(target="t", dataset=["d"], target_quantization="4bit"))
+    recipe_module.load_target(recipe_module.RecipeArguments(target="t", dataset=["d"], target_quantization="4bit"))
     assert asked["quantization_config"].load_in_4bit
     assert (asked["name"], asked["dtype"]) == ("t", "auto")
     assert "device_map" not in asked
@@ -264,6 +297,6 @@ def test_the_mini_recipe_runs_as_it_is(tmp_path, from_root):
     }
     quiet = {name: value for name, value in QUIET.items() if name != "use_cpu"}
     argv = [str(TRAINERS / "configs/mini_pair.yaml"), *as_flags(overrides | quiet)]
-    train_griffin.main(*train_griffin.parse_args(argv))
+    recipe_module.train_recipe(*recipe_module.parse_recipe(argv))
     assert GriffinDraftModel.from_pretrained(tmp_path / "run" / "final").config.intermediate_size == 384
     assert json.loads((tmp_path / "run" / "eval_results.json").read_text())["eval_tau"] >= 1

@@ -117,6 +117,26 @@ def convert_checkpoint(
     return draft if target is None else draft.bind(target)
 
 
+def load_draft(
+    path_or_repo: str | os.PathLike, target: PreTrainedModel, dtype: Any = "auto", **hub_kwargs: Any
+) -> GriffinDraftModel:
+    """
+    Loads a draft in our format, or a released one, and binds it to the target.
+
+    Args:
+        path_or_repo (`str` or `os.PathLike`): a local directory or a repository on the Hub.
+        target ([`~transformers.PreTrainedModel`]): the target that it was trained for. Of one on the meta device only
+            the configuration is compared.
+        dtype: as in `from_pretrained`; released checkpoints keep the dtype of their file.
+        hub_kwargs: see [`convert_checkpoint`].
+    """
+    config, _ = PreTrainedConfig.get_config_dict(path_or_repo, **hub_kwargs)
+    if config.get("model_type") != GriffinDraftConfig.model_type:
+        weights_of = None if target.device.type == "meta" else target
+        return convert_checkpoint(path_or_repo, target.config, weights_of, **hub_kwargs).bind(target)
+    return GriffinDraftModel.from_pretrained(path_or_repo, dtype=dtype, **hub_kwargs).eval().bind(target)
+
+
 def write_released_checkpoint(
     draft: GriffinDraftModel,
     directory: str | os.PathLike,
@@ -365,4 +385,11 @@ def _released_key(key: str, fusion: str) -> str:
     return released + key.removeprefix(own)
 
 
-__all__ = ["convert_checkpoint", "released_config", "released_weights", "write_config", "write_released_checkpoint"]
+__all__ = [
+    "convert_checkpoint",
+    "load_draft",
+    "released_config",
+    "released_weights",
+    "write_config",
+    "write_released_checkpoint",
+]

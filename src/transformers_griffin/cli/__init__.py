@@ -11,21 +11,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import bench, convert, export, generate, plan, prepare, push, report
+from . import bench, convert, demo, export, generate, plan, prepare, push, report, train
 
 
-SUBCOMMANDS = (bench, convert, export, generate, plan, prepare, push, report)
+SUBCOMMANDS = (bench, convert, demo, export, generate, plan, prepare, push, report, train)
 EXAMPLES = """\
 examples:
   griffin bench --target user/target --draft my-draft --output runs/bench
   griffin convert user/griffin-release my-draft --target user/target
   griffin convert my-draft released --target user/target --to released
+  griffin demo
   griffin export my-draft served --target user/target
   griffin generate --target user/target --draft my-draft --prompt "Why is the sky blue?"
   griffin plan --target user/target
   griffin prepare --target user/target --data chats.jsonl --output features
   griffin push my-draft user/my-draft --target user/target --results results.json
   griffin report runs/before runs/after
+  griffin train recipe.yaml --features features
 """
 
 
@@ -58,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="griffin",
-        description="GRIFFIN speculative decoding: measure, convert and use drafts, plan their training.",
+        description="GRIFFIN speculative decoding: train drafts, measure, convert, use and publish them.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -49,17 +49,9 @@ def load_draft(
     A draft in our format, or a released one in the dtype of its file, bound to the target. Of a target on the meta
     device only the configuration is compared.
     """
-    from transformers import PreTrainedConfig
+    from .. import conversion
 
-    from ..configuration_griffin import GriffinDraftConfig
-    from ..conversion import convert_checkpoint
-    from ..modeling_griffin import GriffinDraftModel
-
-    config, _ = PreTrainedConfig.get_config_dict(path_or_repo, **hub_kwargs)
-    if config.get("model_type") != GriffinDraftConfig.model_type:
-        weights_of = None if target.device.type == "meta" else target
-        return convert_checkpoint(path_or_repo, target.config, weights_of, **hub_kwargs).bind(target)
-    return GriffinDraftModel.from_pretrained(path_or_repo, dtype=dtype, **hub_kwargs).eval().bind(target)
+    return conversion.load_draft(path_or_repo, target, dtype, **hub_kwargs)
 
 
 def add_sampling(parser: Any) -> None:

@@ -3,6 +3,7 @@
 from .answer_hits import answer_hits, chains
 from .answers import TimedAnswer, answer_prompt
 from .benchmark import benchmark
+from .cycle_trees import CycleTree, cycle_trees, record_trees
 from .intervals import bootstrap_interval, paired_ratio_interval
 from .metrics import (
     Comparison,
@@ -16,6 +17,7 @@ from .modules import load_metric
 from .prompts import Prompt, load_prompts
 from .replay import KnownAnswers, know_answers, replay_acceptance
 from .results import BenchmarkResults
+from .tree_drawing import draw_tree
 
 
 __all__ = [
@@ -39,4 +41,8 @@ __all__ = [
     "load_prompts",
     "benchmark",
     "BenchmarkResults",
+    "CycleTree",
+    "record_trees",
+    "cycle_trees",
+    "draw_tree",
 ]

@@ -5,6 +5,7 @@ from .arguments import GriffinTrainingArguments
 from .callbacks import CurvesCallback
 from .curves import plot_training_curves
 from .data import GriffinDataCollator
+from .recipe import RecipeArguments, parse_recipe, train_recipe
 from .regenerate import regenerate_answers
 from .sources import load_training_data, tokenize_dataset
 from .stored_features import load_features, prepare_features
@@ -17,10 +18,13 @@ __all__ = [
     "GriffinDataCollator",
     "GriffinTrainer",
     "GriffinTrainingArguments",
+    "RecipeArguments",
     "load_features",
     "load_training_data",
+    "parse_recipe",
     "plot_training_curves",
     "prepare_features",
     "regenerate_answers",
     "tokenize_dataset",
+    "train_recipe",
 ]
