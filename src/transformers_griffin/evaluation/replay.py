@@ -22,7 +22,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..decoding.candidate_generator import GriffinCandidateGenerator
-from ..decoding.draft_tree import DraftTree, build_tree
+from ..decoding.draft_tree import CandidatePool, DraftTree, build_tree
 from ..decoding.verification import accept_path
 from ..modeling_griffin import GriffinDraftModel
 
@@ -91,7 +91,8 @@ def replay_acceptance(
                 values[left] for values in (tokens, roots, last, predict, regress, rows)
             )
             continue
-        tree = _draft_at(generator, tokens, roots, predict, regress)
+        pool = grow_at(generator, roots, predict, regress, tokens.device)
+        tree = build_tree(tokens.gather(1, roots.unsqueeze(1)), pool, generator.num_nodes, generator.depth)
         choices = _answer_after(tree, tokens, roots)
         emitted = accept_path(tree, choices, generator.path_length).lengths.minimum(last - roots)
         for row, length in zip(rows.tolist(), emitted.tolist(), strict=True):
@@ -100,20 +101,27 @@ def replay_acceptance(
     return lengths
 
 
-def _draft_at(
+def grow_at(
     generator: GriffinCandidateGenerator,
-    tokens: torch.Tensor,
     roots: torch.Tensor,
     predict: torch.Tensor,
     regress: torch.Tensor,
-) -> DraftTree:
-    """Drafts under the root of every answer; the pair (root, feature before it) stands one position earlier."""
+    pool_device: torch.device,
+) -> CandidatePool:
+    """
+    Grows a tree's candidates under a token of every row, from a pass over the whole rows.
+
+    Args:
+        generator ([`GriffinCandidateGenerator`]): its cache holds that pass.
+        roots (`torch.LongTensor` of shape `(batch_size,)`): the tokens' positions.
+        predict, regress (`torch.Tensor` of shape `(batch_size, pairs, hidden_size)`): results of that pass; the pair
+            of a root and the feature before it stands one position earlier than the root.
+    """
     columns = torch.arange(predict.shape[1], device=roots.device)
     generator.padding_mask = columns < roots.unsqueeze(1)
     generator.next_position = roots.unsqueeze(1)
     newest = (roots - 1).view(-1, 1, 1).expand(-1, 1, predict.shape[-1])
-    pool = generator.grow(predict.gather(1, newest), regress.gather(1, newest), tokens.device)
-    return build_tree(tokens.gather(1, roots.unsqueeze(1)), pool, generator.num_nodes, generator.depth)
+    return generator.grow(predict.gather(1, newest), regress.gather(1, newest), pool_device)
 
 
 def _answer_after(tree: DraftTree, tokens: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
@@ -123,4 +131,4 @@ def _answer_after(tree: DraftTree, tokens: torch.Tensor, roots: torch.Tensor) ->
     return padded.gather(1, index)
 
 
-__all__ = ["KnownAnswers", "know_answers", "replay_acceptance"]
+__all__ = ["KnownAnswers", "grow_at", "know_answers", "replay_acceptance"]
