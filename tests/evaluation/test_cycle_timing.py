@@ -1,5 +1,6 @@
 """Splitting calls into cycles by hand, and recording real decoding on a clock that is known."""
 
+import itertools
 from contextlib import contextmanager
 
 import pytest
@@ -16,20 +17,6 @@ from transformers_griffin.evaluation.cycle_timing import (
     cycle_times,
     record_parts,
 )
-
-
-class TickingClock:
-    """Every look at it takes a second."""
-
-    def __init__(self):
-        self.ticks = 0
-
-    def now(self):
-        self.ticks += 1
-        return self.ticks
-
-    def seconds_between(self, start, end):
-        return float(end - start)
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +74,11 @@ def test_no_call_is_no_cycle():
     assert cycle_times([Span("prefill", 0, 1), Span("read", 1, 2)]) == []
 
 
-def test_recording_finds_every_part_of_every_cycle(pair):
+def test_recording_finds_every_part_of_every_cycle(pair, monkeypatch):
     """Depth 3: one pass over what was verified and two over levels, a head after each; a look at the clock ticks."""
-    with record_parts(torch.device("cpu"), TickingClock()) as recording:
+    ticks = itertools.count(0.0)
+    monkeypatch.setattr("transformers_griffin.evaluation.stopwatch.perf_counter", lambda: next(ticks))
+    with record_parts(torch.device("cpu")) as recording:
         output = generate(pair)
     spans, cycles = recording.spans(), recording.cycles()
     assert {span.part for span in spans} == set(PARTS)

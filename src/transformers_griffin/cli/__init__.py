@@ -11,10 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import bench, convert, demo, export, generate, plan, prepare, push, report, train
+from . import bench, convert, demo, export, generate, plan, prepare, push, report, train, tune
 
 
-SUBCOMMANDS = (bench, convert, demo, export, generate, plan, prepare, push, report, train)
+SUBCOMMANDS = (bench, convert, demo, export, generate, plan, prepare, push, report, train, tune)
 EXAMPLES = """\
 examples:
   griffin bench --target user/target --draft my-draft --output runs/bench
@@ -28,6 +28,7 @@ examples:
   griffin push my-draft user/my-draft --target user/target --results results.json
   griffin report runs/before runs/after
   griffin train recipe.yaml --features features
+  griffin tune --target user/target --draft my-draft --save
 """
 
 

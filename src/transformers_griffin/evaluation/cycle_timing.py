@@ -5,8 +5,7 @@ Where a cycle's time goes, seen from outside: the parts of decoding are wrapped 
               draft_pass, draft_head, ... in turns
 
 A cycle lasts from the start of its drafting to the start of the next. What no part accounts for is the *rest*: Python
-between the parts and, on a GPU, the gaps in which the device waits for the host. GPUs are timed by events on the
-device's stream, so that measuring adds no wait for the host; everything else by the host's clock.
+between the parts and, on a GPU, the gaps in which the device waits for the host.
 
 Parts are wrapped for the whole process: measure in one thread at a time.
 
@@ -14,11 +13,10 @@ Next: `answers.py`.
 """
 
 import functools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -26,6 +24,7 @@ from ..decoding import loop
 from ..decoding.candidate_generator import GriffinCandidateGenerator
 from ..decoding.target_forward import TargetForward
 from ..modeling_griffin import GriffinDraftModel
+from .stopwatch import Stopwatch, wait_for
 
 
 # part -> what is called for it: (owner, name).
@@ -39,43 +38,6 @@ PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "read": ((loop.Answer, "append"),),  # the host waits for the device here
     "compact": ((loop, "keep_path"), (loop, "crop_last")),
 }
-
-
-class Clock(Protocol):
-    """Takes points in time that can be told apart later."""
-
-    def now(self) -> Any:
-        """A point in time."""
-
-    def seconds_between(self, start: Any, end: Any) -> float:
-        """From one point to another."""
-
-
-class HostClock:
-    """Wall time of the host."""
-
-    def now(self) -> float:
-        """A point in time."""
-        return time.perf_counter()
-
-    def seconds_between(self, start: float, end: float) -> float:
-        """From one point to another."""
-        return end - start
-
-
-class CudaClock:
-    """Time on a GPU's stream: a point is when the device gets there, and taking it does not wait."""
-
-    def now(self) -> torch.cuda.Event:
-        """A point in time."""
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def seconds_between(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        """From one point to another; waits until the device has passed `end`."""
-        end.synchronize()
-        return start.elapsed_time(end) / 1000
 
 
 @dataclass(frozen=True)
@@ -114,24 +76,26 @@ class CycleTime:
 class Recording:
     """Calls of parts, readable when the recording has ended."""
 
-    def __init__(self, clock: Clock):
-        self.clock = clock
-        self.begin = clock.now()
-        self.points: list[tuple[str, Any, Any]] = []
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.stopwatch = Stopwatch(device)
+        self.begin = self.stopwatch.mark()
+        self.marks: list[tuple[str, Any, Any]] = []
 
     @contextmanager
     def span(self, part: str) -> Iterator[None]:
         """Records what runs inside as one call of `part`."""
-        start = self.clock.now()
+        start = self.stopwatch.mark()
         try:
             yield
         finally:
-            self.points.append((part, start, self.clock.now()))
+            self.marks.append((part, start, self.stopwatch.mark()))
 
     def spans(self) -> list[Span]:
         """All calls, in the order in which they started."""
-        since = functools.partial(self.clock.seconds_between, self.begin)
-        return sorted((Span(part, since(start), since(end)) for part, start, end in self.points), key=_start)
+        wait_for(self.device)
+        since = functools.partial(self.stopwatch.between, self.begin)
+        return sorted((Span(part, since(start), since(end)) for part, start, end in self.marks), key=_start)
 
     def cycles(self) -> list[CycleTime]:
         """All cycles, in order."""
@@ -139,13 +103,12 @@ class Recording:
 
 
 @contextmanager
-def record_parts(device: torch.device, clock: Clock | None = None) -> Iterator[Recording]:
+def record_parts(device: torch.device) -> Iterator[Recording]:
     """
     Records every part of every cycle of all `generate()` calls inside.
 
     Args:
         device (`torch.device`): of the target.
-        clock ([`Clock`], *optional*): the device's own by default.
 
     Effects: the parts of decoding are wrapped until the end.
 
@@ -157,7 +120,7 @@ def record_parts(device: torch.device, clock: Clock | None = None) -> Iterator[R
     >>> sum(cycle.verify for cycle in recording.cycles())  # doctest: +SKIP
     ```
     """
-    recording = Recording(clock or (CudaClock() if device.type == "cuda" else HostClock()))
+    recording = Recording(device)
     with around_parts(recording.span):
         yield recording
 
@@ -225,10 +188,7 @@ def _start(span: Span) -> float:
 
 
 __all__ = [
-    "Clock",
-    "CudaClock",
     "CycleTime",
-    "HostClock",
     "Recording",
     "Span",
     "around_parts",

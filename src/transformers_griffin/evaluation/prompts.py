@@ -160,4 +160,22 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Te
     return torch.tensor(input_ids), torch.tensor(mask)
 
 
-__all__ = ["PACKAGED", "PROMPTS_DATA", "Prompt", "encode_chat", "load_prompts", "pad_left", "read_prompt_file"]
+def first_question_batches(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], batch_size: int, pad_token_id: int, device: Any
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The first question of every chat, in batches of [`pad_left`] on `device`; the last one may be smaller."""
+    rows = [encode_chat(tokenizer, prompt.turns[:1]) for prompt in prompts]
+    batches = [pad_left(rows[i : i + batch_size], pad_token_id) for i in range(0, len(rows), batch_size)]
+    return [(input_ids.to(device), mask.to(device)) for input_ids, mask in batches]
+
+
+__all__ = [
+    "PACKAGED",
+    "PROMPTS_DATA",
+    "Prompt",
+    "encode_chat",
+    "first_question_batches",
+    "load_prompts",
+    "pad_left",
+    "read_prompt_file",
+]

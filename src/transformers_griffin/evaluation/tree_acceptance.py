@@ -19,6 +19,7 @@ Next: `tree_costs.py`.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -108,7 +109,10 @@ def _pools(
     """Candidates under every token of an answer but its last one, with the tokens' positions, some at once."""
     draft, tokens = generator.draft, answer.tokens
     features = answer.features[:, :-1].to(device=draft.device, dtype=draft.dtype)
-    output = draft(input_ids=tokens[:, 1:].clamp(min=0), features=features, use_cache=True)
+    positions = torch.arange(features.shape[1], device=draft.device).unsqueeze(0)
+    output = draft(
+        input_ids=tokens[:, 1:].clamp(min=0), features=features, position_ids=positions, past_key_values=DynamicCache()
+    )
     first, last = int(answer.prompt_lengths), int((tokens != NO_TOKEN).sum()) - 1
     for start in range(first, last, roots_at_once):
         roots = torch.arange(start, min(start + roots_at_once, last), device=tokens.device)
@@ -123,11 +127,9 @@ def _pools(
 def _copies(cache: Cache, count: int, length: int) -> DynamicCache:
     """The first `length` entries of a cache of one row, `count` times."""
     copies = DynamicCache()
-    for idx, layer in enumerate(cache.layers):
-        keys, values = (
-            entries[:, :, :length].expand(count, -1, -1, -1)
-            for entries in (layer.keys, layer.values)  # type: ignore[attr-defined]  # layers of a DynamicCache
-        )
+    layers: list[Any] = cache.layers  # attention layers, which have keys and values
+    for idx, layer in enumerate(layers):
+        keys, values = (entries[:, :, :length].expand(count, -1, -1, -1) for entries in (layer.keys, layer.values))
         copies.update(keys, values, idx)
     return copies
 

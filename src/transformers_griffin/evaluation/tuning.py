@@ -1,0 +1,234 @@
+"""
+Finds the draft tree that decodes fastest, for this target, draft, machine, dtype and batch size.
+
+1. The target answers half of the prompts alone: answers to draft for.
+2. A few trees are run, for the cost of a cycle (`tree_costs.py`).
+3. Drafting once under every token of the answers tells how many cycles each tree would take (`tree_acceptance.py`).
+4. Cycles times cost: the expected speed of every tree. Acceptance lengths are exact, costs are read off curves.
+5. The best few run for real on the other half, interleaved with plain decoding and with the draft's present tree. The
+   fastest wins.
+
+A tree is only worth having if it beats plain decoding in step 5; else the result says so.
+
+Next: `synthetic.py`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..decoding.candidate_generator import tree_settings
+from ..modeling_griffin import GriffinDraftModel
+from .answers import TimedBatch, answer_batch
+from .replay import KnownAnswers, know_answers
+from .stopwatch import Stopwatch
+from .tree_acceptance import PathRanks, TreeSettings, rank_paths
+from .tree_costs import Batch, CostCurves, TreeGrid, choose_probes, draft_has, measure_costs, rotated
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tree and what is known about it."""
+
+    tree: TreeSettings
+    expected_tau: float  # on the answers of plain decoding; exact for greedy ones
+    expected_tokens_per_second: float
+    tokens_per_second: float | None = None  # of real runs
+    tau: float | None = None  # of real runs
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """What [`tune_tree`] found."""
+
+    best: Candidate
+    plain_tokens_per_second: float
+    confirmed: list[Candidate]  # the trees that were run, the best first
+    curves: CostCurves
+    num_trees: int  # that were compared
+    step_seconds: dict[str, float] = field(default_factory=dict)  # what finding out took
+
+    @property
+    def speedup_ratio(self) -> float:
+        """SR of the best tree over plain decoding, from the same run."""
+        return (self.best.tokens_per_second or 0.0) / self.plain_tokens_per_second
+
+    @property
+    def is_recommended(self) -> bool:
+        """Whether the draft is worth using at all."""
+        return self.speedup_ratio > 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"is_recommended": self.is_recommended, "speedup_ratio": self.speedup_ratio} | asdict(self)
+
+
+def tune_tree(
+    target: PreTrainedModel,
+    draft: GriffinDraftModel,
+    batches: Sequence[Batch],
+    grid: TreeGrid | None = None,
+    max_new_tokens: int = 128,
+    num_finalists: int = 3,
+    num_probe_batches: int = 2,
+    probe_tokens: int = 32,
+    **generate_kwargs: Any,
+) -> TuningResult:
+    """
+    Finds the fastest tree.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]): the target.
+        draft ([`GriffinDraftModel`]): for this target.
+        batches (`Sequence[Batch]`):
+            Prompts like those to come, of the batch size to tune for: `(input_ids, attention_mask)`, padded on the
+            left, on the target's device.
+        grid ([`TreeGrid`], *optional*): the trees to choose from, beside the draft's present one.
+        max_new_tokens (`int`, defaults to 128): tokens of an answer, at most.
+        num_finalists (`int`, defaults to 3): trees that are run for real, beside the present one.
+        num_probe_batches (`int`, defaults to 2): batches on which costs are measured.
+        probe_tokens (`int`, defaults to 32): tokens of an answer there, at most.
+        generate_kwargs: further arguments of `generate()`, for example of sampling.
+
+    Returns:
+        [`TuningResult`]
+
+    Effects: `draft.generation_config` gets the best tree.
+
+    Raises:
+        ValueError: if there is no prompt, the grid holds no tree, or no answer is longer than a token.
+    """
+    if not batches:
+        raise ValueError("There is no prompt to tune on. Give at least one; a dozen like those to come is better.")
+    draft.bind(target)
+    present = TreeSettings(*tree_settings(draft.generation_config, draft.config.vocab_size))
+    trees = list(dict.fromkeys([*(grid or TreeGrid()).trees(draft.config.vocab_size), present]))
+    to_choose, to_confirm = batches[::2], batches[1::2] or batches
+    steps: dict[str, float] = {}
+
+    with _timed(steps, "warm_up"):
+        short = {"max_new_tokens": min(16, max_new_tokens)} | generate_kwargs
+        for kwargs in (short, {"assistant_model": draft} | short):
+            answer_batch(target, *to_choose[0], **kwargs)
+    with _timed(steps, "answers"):
+        answers = [_answer(target, batch, i, max_new_tokens, generate_kwargs) for i, batch in enumerate(to_choose)]
+    with _timed(steps, "costs"):
+        settings = {"max_new_tokens": min(probe_tokens, max_new_tokens)} | generate_kwargs
+        curves = measure_costs(target, draft, to_choose[:num_probe_batches], choose_probes(trees), **settings)
+    with _timed(steps, "acceptance"):
+        ranks = _rank_all(target, draft, to_choose, answers, trees)
+    expected = [_expect(tree, ranks[tree.draft_tree_top_k], curves, answers) for tree in trees]
+    finalists = _finalists(expected, present, num_finalists)
+    with _timed(steps, "confirmation"):
+        plain, confirmed = _confirm(target, draft, to_confirm, finalists, max_new_tokens, generate_kwargs)
+    best = confirmed[0]
+    draft.generation_config.update(**vars(best.tree))
+    return TuningResult(best, plain, confirmed, curves, len(trees), steps)
+
+
+# ---------------------------------------------------------------------- expectation
+
+
+def _rank_all(
+    target: PreTrainedModel,
+    draft: GriffinDraftModel,
+    batches: Sequence[Batch],
+    answers: Sequence[TimedBatch],
+    trees: Sequence[TreeSettings],
+) -> dict[int, PathRanks]:
+    """By width: the ranks of all rows' answers, in order."""
+    known = [row for batch, answer in zip(batches, answers, strict=True) for row in _known_rows(target, batch, answer)]
+    depths: dict[int, int] = {}
+    for tree in trees:
+        depths[tree.draft_tree_top_k] = max(depths.get(tree.draft_tree_top_k, 0), tree.draft_tree_depth)
+    return {width: rank_paths(draft, known, depth, width) for width, depth in depths.items()}
+
+
+def _known_rows(target: PreTrainedModel, batch: Batch, answer: TimedBatch) -> Iterator[KnownAnswers]:
+    for input_ids, mask, new_tokens in zip(*batch, answer.new_tokens, strict=True):
+        prompt = input_ids[mask.bool()]
+        sequence = torch.cat((prompt, torch.tensor(new_tokens, device=prompt.device)))
+        yield know_answers(target, [sequence], [len(prompt)])
+
+
+def _expect(tree: TreeSettings, ranks: PathRanks, curves: CostCurves, answers: Sequence[TimedBatch]) -> Candidate:
+    """A batch takes as many cycles as its longest row."""
+    lengths = iter(ranks.acceptance_lengths(tree.num_assistant_tokens, tree.draft_tree_depth))
+    seconds, num_emitted, num_cycles = 0.0, 0, 0
+    for answer in answers:
+        rows = [next(lengths) for _ in answer.new_tokens]
+        seconds += curves.outside + max(map(len, rows)) * curves.cycle_seconds(tree)
+        num_emitted, num_cycles = num_emitted + sum(map(sum, rows)), num_cycles + sum(map(len, rows))
+    num_tokens = sum(len(row) for answer in answers for row in answer.new_tokens)
+    tau = num_emitted / num_cycles if num_cycles else float("nan")
+    return Candidate(tree, expected_tau=tau, expected_tokens_per_second=num_tokens / seconds)
+
+
+def _finalists(expected: Sequence[Candidate], present: TreeSettings, count: int) -> list[Candidate]:
+    """The best by expectation, and what the draft has now."""
+    ordered = sorted(expected, key=lambda candidate: -candidate.expected_tokens_per_second)
+    return ordered[:count] + [candidate for candidate in ordered[count:] if candidate.tree == present]
+
+
+# ---------------------------------------------------------------------- real runs
+
+
+def _answer(
+    target: PreTrainedModel, batch: Batch, seed: int, max_new_tokens: int, generate_kwargs: dict[str, Any]
+) -> TimedBatch:
+    torch.manual_seed(seed)
+    return answer_batch(target, *batch, max_new_tokens=max_new_tokens, **generate_kwargs)
+
+
+def _confirm(
+    target: PreTrainedModel,
+    draft: GriffinDraftModel,
+    batches: Sequence[Batch],
+    finalists: Sequence[Candidate],
+    max_new_tokens: int,
+    generate_kwargs: dict[str, Any],
+) -> tuple[float, list[Candidate]]:
+    """Plain tokens per second, and the finalists with what they reached, the fastest first."""
+    modes: list[Candidate | None] = [None, *finalists]
+    answers: dict[int, list[TimedBatch]] = {i: [] for i in range(len(modes))}
+    for index, batch in enumerate(batches):
+        for i in rotated(range(len(modes)), index):
+            mode = modes[i]
+            if mode is None:
+                answers[i].append(_answer(target, batch, index, max_new_tokens, generate_kwargs))
+            else:
+                with draft_has(draft, mode.tree):
+                    kwargs = {"assistant_model": draft} | generate_kwargs
+                    answers[i].append(_answer(target, batch, index, max_new_tokens, kwargs))
+    plain, *speeds = (tokens_per_second(runs) for runs in answers.values())
+    confirmed = [
+        replace(candidate, tokens_per_second=speed, tau=_tau(answers[i]))
+        for i, (candidate, speed) in enumerate(zip(finalists, speeds, strict=True), start=1)
+    ]
+    return plain, sorted(confirmed, key=lambda candidate: -(candidate.tokens_per_second or 0.0))
+
+
+def tokens_per_second(answers: Sequence[TimedBatch]) -> float:
+    """New tokens of all rows over wall seconds."""
+    num_tokens = sum(len(row) for answer in answers for row in answer.new_tokens)
+    return num_tokens / sum(answer.wall_seconds for answer in answers)
+
+
+def _tau(answers: Sequence[TimedBatch]) -> float | None:
+    lengths = [length for answer in answers for row in answer.acceptance_lengths or [] for length in row]
+    return sum(lengths) / len(lengths) if lengths else None
+
+
+@contextmanager
+def _timed(steps: dict[str, float], name: str) -> Iterator[None]:
+    stopwatch = Stopwatch(torch.device("cpu"))
+    start = stopwatch.mark()
+    yield
+    steps[name] = stopwatch.between(start, stopwatch.mark())
+
+
+__all__ = ["Candidate", "TuningResult", "tokens_per_second", "tune_tree"]

@@ -1,0 +1,112 @@
+"""Tuning on a clock that only models move: the fastest tree is known, and must be found."""
+
+import json
+import time
+
+import pytest
+import torch
+from fake_time import FakeTime, oracle_pair
+
+from transformers_griffin.evaluation.answers import TimedBatch, answer_batch
+from transformers_griffin.evaluation.tree_acceptance import PathRanks, TreeSettings
+from transformers_griffin.evaluation.tree_costs import CostCurves, TreeGrid, draft_has
+from transformers_griffin.evaluation.tuning import _expect, tokens_per_second, tune_tree
+
+
+GRID = TreeGrid(num_tokens=(2, 4, 16), depths=(2, 4), widths=(1, 4))
+SETTINGS = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0}
+
+
+@pytest.fixture
+def pair():
+    target, draft, prompt = oracle_pair(answer_length=50)
+    draft.generation_config.update(num_assistant_tokens=2, draft_tree_depth=2, draft_tree_top_k=1)
+    return target, draft, [(prompt, torch.ones_like(prompt))]
+
+
+def run_grid(target, draft, batches) -> tuple[dict[TreeSettings, float], float]:
+    """Every tree for real: tokens per second of each, and of plain decoding."""
+    speeds = {}
+    for tree in GRID.trees(61):
+        with draft_has(draft, tree):
+            speeds[tree] = tokens_per_second(
+                [answer_batch(target, *b, assistant_model=draft, **SETTINGS) for b in batches]
+            )
+    return speeds, tokens_per_second([answer_batch(target, *b, **SETTINGS) for b in batches])
+
+
+@pytest.mark.parametrize(
+    ("target_forward", "draft_pass", "best"),
+    [
+        ((10.0, 0.001), (0.1, 0.001), (4, 4, 4)),  # tokens and passes are nearly free
+        ((10.0, 2.0), (0.5, 0.01), (2, 2, 1)),  # every verified token costs
+        ((10.0, 0.1), (3.0, 0.1), (4, 2, 4)),  # passes are expensive
+    ],
+)
+def test_the_winner_is_as_fast_as_the_best_of_the_whole_grid(pair, monkeypatch, target_forward, draft_pass, best):
+    target, draft, batches = pair
+    FakeTime(monkeypatch, target_forward, draft_pass)
+    speeds, plain = run_grid(target, draft, batches)
+    assert max(speeds, key=speeds.get) == TreeSettings(*best)
+    assert min(speeds.values()) < 0.9 * max(speeds.values())
+    result = tune_tree(target, draft, batches, GRID, num_finalists=2, **SETTINGS)
+    assert result.best.tokens_per_second >= 0.98 * max(speeds.values())
+    assert result.best.tokens_per_second == pytest.approx(speeds[result.best.tree])
+    assert result.best.expected_tokens_per_second == pytest.approx(result.best.tokens_per_second, rel=0.05)
+    assert result.best.expected_tau == result.best.tau
+    assert result.plain_tokens_per_second == pytest.approx(plain)
+    assert result.speedup_ratio == pytest.approx(speeds[result.best.tree] / plain)
+    assert result.is_recommended
+    assert result.num_trees == len(speeds)
+    assert TreeSettings.of(draft.generation_config) == result.best.tree
+
+
+def test_a_draft_slower_than_plain_decoding_is_not_recommended(pair, monkeypatch):
+    target, draft, batches = pair
+    FakeTime(monkeypatch, target_forward=(1.0, 1.0), draft_pass=(9.0, 0.0))
+    result = tune_tree(target, draft, batches, GRID, num_finalists=1, **SETTINGS)
+    assert not result.is_recommended
+    assert result.best.tokens_per_second < result.plain_tokens_per_second
+    assert len(result.confirmed) == 2  # and the tree that the draft had
+    as_json = json.loads(json.dumps(result.as_dict()))
+    assert as_json["is_recommended"] is False
+    assert as_json["best"]["tree"] == vars(result.best.tree)
+    assert set(as_json["step_seconds"]) == {"warm_up", "answers", "costs", "acceptance", "confirmation"}
+
+
+def test_the_present_tree_competes_even_if_the_grid_lacks_it(pair, monkeypatch):
+    """Where tokens and passes are nearly free the present tree beats the only chain."""
+    target, draft, batches = pair
+    present = TreeSettings(4, 4, 4)
+    draft.generation_config.update(**vars(present))
+    FakeTime(monkeypatch, target_forward=(10.0, 0.001), draft_pass=(0.1, 0.001))
+    grid = TreeGrid(num_tokens=(2,), depths=(2,), widths=(1,))
+    assert tune_tree(target, draft, batches, grid, num_finalists=1, **SETTINGS).best.tree == present
+
+
+def test_sampled_answers_are_tuned_for_as_well(pair):
+    target, draft, batches = pair
+    sampling = {"max_new_tokens": 24, "do_sample": True, "temperature": 0.7, "pad_token_id": 0}
+    start = time.perf_counter()
+    result = tune_tree(target, draft, batches, GRID, num_finalists=1, **sampling)
+    assert 0 < sum(result.step_seconds.values()) <= time.perf_counter() - start
+    assert result.best.tau >= 1
+
+
+def test_a_batch_takes_as_many_cycles_as_its_longest_row():
+    """
+    Two rows of 6 and 2 tokens after the first; a cycle accepts one drafted token: 3 cycles and 1, of 2 s each, and 4 s
+    outside. 10 tokens in 10 s. The second batch is one row of one token: 1 token in 4 s. tau is 8 / 4.
+    """
+    ranks = PathRanks([torch.zeros(n, 1, 1, dtype=torch.long) for n in (6, 2, 0)])
+    curves = CostCurves(verify={1: 1.0}, draft={1: {1: 0.5}}, rest=0.5, outside=4.0)
+    answers = [TimedBatch(rows, 1.0, None, None, None, None, None) for rows in ([[1] * 7, [1] * 3], [[1]])]
+    candidate = _expect(TreeSettings(1, 1, 1), ranks, curves, answers)
+    assert candidate.expected_tokens_per_second == pytest.approx(11 / 14)
+    assert candidate.expected_tau == 2
+
+
+def test_no_prompt_is_refused(pair):
+    target, draft, _ = pair
+    with pytest.raises(ValueError, match="There is no prompt to tune on"):
+        tune_tree(target, draft, [])
