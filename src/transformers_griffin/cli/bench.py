@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import synthetic
 from .shared import (
     DTYPES,
     add_parser,
@@ -30,6 +31,7 @@ examples:
     --temperature 0 1
   griffin bench --target user/target --draft my-draft --prompts mt_bench my.jsonl openai/gsm8k:main:test \\
     --max-prompts 40 --max-new-tokens 256 --dtype bfloat16 --repeats 3
+  griffin bench --synthetic llama-3-8b --output runs/llama-3-8b
 """
 
 
@@ -39,7 +41,7 @@ def add_to(subparsers: Any) -> None:
     from ..evaluation.prompts import PACKAGED
 
     parser = add_parser(subparsers, "bench", "measure drafts beside other ways to decode, on your prompts", EXAMPLES)
-    parser.add_argument("--target", metavar="DIR_OR_REPO", required=True)
+    parser.add_argument("--target", metavar="DIR_OR_REPO", help="required, except with --synthetic")
     parser.add_argument(
         "--draft",
         metavar="[NAME=]DIR_OR_REPO[@TREE]",
@@ -81,6 +83,7 @@ def add_to(subparsers: Any) -> None:
     )
     parser.add_argument("--title", default="Benchmark", help="of tables and pages")
     parser.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/bench"), help="default: %(default)s")
+    synthetic.add_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -93,6 +96,10 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.prompts import load_prompts
 
     quiet_transformers()
+    if args.synthetic:
+        return synthetic.run(args)
+    if args.target is None:
+        raise ValueError("Give --target (and drafts for it with --draft), or --synthetic with a shape.")
     names = [draft.name for draft in args.draft]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"Two drafts are called {twice[0]!r}. Give each its own name, as in griffin=my-draft.")

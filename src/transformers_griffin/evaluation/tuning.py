@@ -10,7 +10,7 @@ Finds the draft tree that decodes fastest, for this target, draft, machine, dtyp
 
 A tree is only worth having if it beats plain decoding in step 5; else the result says so.
 
-Next: `synthetic.py`.
+Next: `synthetic_pair.py`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,0 +1,58 @@
+"""The `--synthetic` mode of `griffin bench`: what cycles cost on this machine, with random weights."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from .shared import default_device, positive_int
+
+
+def add_options(parser: Any) -> None:
+    """The mode's own options."""
+    from ..evaluation.synthetic import PROMPT_LENGTHS
+    from ..evaluation.synthetic_pair import SHAPES
+
+    group = parser.add_argument_group("without weights (one shape at a time; bfloat16 unless --dtype says otherwise)")
+    group.add_argument(
+        "--synthetic", choices=SHAPES, help="measure random weights in this shape instead of --target and --draft"
+    )
+    group.add_argument(
+        "--prompt-lengths", metavar="N", nargs="+", type=positive_int, default=PROMPT_LENGTHS, help="of --synthetic"
+    )
+    group.add_argument(
+        "--time-budget",
+        metavar="SECONDS",
+        type=positive_int,
+        default=600,
+        help="lengths that would end later are skipped (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures, writes OUTPUT/synthetic.json and synthetic.md, prints the table and the JSON object."""
+    import torch
+
+    from ..evaluation.methods import PLAIN_COMPILED
+    from ..evaluation.provenance import provenance
+    from ..evaluation.synthetic import as_markdown, measure_synthetic
+
+    dtype = "bfloat16" if args.dtype[0] == "auto" else args.dtype[0]
+    device = torch.device(args.device or default_device())
+    results = measure_synthetic(
+        args.synthetic,
+        getattr(torch, dtype),
+        device,
+        prompt_lengths=args.prompt_lengths,
+        compiles=PLAIN_COMPILED in args.methods,
+        time_budget=args.time_budget,
+        provenance=provenance({name: vars(args)[name] for name in ARGUMENTS}, device),
+    )
+    results.save(args.output)
+    print(as_markdown(results))
+    for length, why in results.skipped.items():
+        print(f"{length} tokens: {why}", file=sys.stderr)
+    print(json.dumps(results.as_dict()))
+
+
+ARGUMENTS = ("synthetic", "prompt_lengths", "time_budget", "methods", "dtype", "device", "output")
