@@ -19,15 +19,20 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("shape", "billions", "draft_billions"),
-    [("llama-3-8b", 8.03, 0.43), ("llama-2-7b", 6.74, 0.37), ("qwen2-7b", 7.62, 0.46)],
+    [("llama-3-8b", 8.03, 0.487), ("llama-2-7b", 6.74, 0.416), ("qwen2-7b", 7.62, 0.530)],
 )
 def test_shapes_have_the_published_sizes_and_are_made_on_the_device(shape, billions, draft_billions):
-    """On the meta device nothing is allocated: a weight made elsewhere first would show, and take 15 GB."""
+    """
+    On the meta device nothing is allocated: a weight made elsewhere first would show, and take 15 GB.
+
+    A draft has the fusion's input, 2 d^2, the attention, and seven matrices between d and the FFN's width; in millions
+    33.6 + 41.9 + 7 * 58.7, 33.6 + 67.1 + 7 * 45.1 and 25.7 + 29.4 + 7 * 67.9.
+    """
     target, draft = build_pair(shape, torch.bfloat16, torch.device("meta"))
     for model, expected in ((target, billions), (draft, draft_billions)):
         assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-        assert model.num_parameters() / 1e9 == pytest.approx(expected, abs=0.01)
+        assert model.num_parameters() / 1e9 == pytest.approx(expected, abs=0.006)
     assert draft.config.intermediate_size == target.config.intermediate_size
 
 
@@ -123,7 +128,7 @@ def test_the_table_has_the_papers_cost_beside_ours():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("huge", (8,)), "Unknown shape 'huge'; give one of llama-3-8b"),
+        (("huge", (8,)), "Unknown shape 'huge'; give one of"),
         (("tiny", (40000,)), "A prompt of 40000 tokens"),
     ],
 )

@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 
-PACKAGES = ("torch", "transformers", "transformers-griffin")
+
+PACKAGES = ("torch", "transformers")
 
 
 def provenance(arguments: Mapping[str, Any], device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -31,7 +33,8 @@ def provenance(arguments: Mapping[str, Any], device: str | torch.device = "cpu")
     """
     return {
         "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        | {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"transformers-griffin": __version__},  # known without being installed
         "device": describe_device(torch.device(device)),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),

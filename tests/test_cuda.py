@@ -1,0 +1,63 @@
+"""What only a GPU can show. `trainers/gpu_check.sh` runs these; without a GPU there is nothing to test."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+from transformers_griffin.evaluation.synthetic import measure_synthetic
+from transformers_griffin.evaluation.synthetic_pair import build_pair
+
+
+MINI = Path(__file__).parents[1] / "examples" / "mini"
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """In float64, in which a forward of one token and one of sixty part nowhere."""
+    target = AutoModelForCausalLM.from_pretrained(MINI / "target", dtype=torch.float64).eval().cuda()
+    return target, AutoModel.from_pretrained(MINI / "draft", dtype=torch.float64).eval().cuda()
+
+
+@pytest.mark.parametrize("cache_implementation", [None, "static"])
+@pytest.mark.parametrize("tree", [(59, 6, 10), (10, 5, 2), (4, 4, 1)])
+def test_greedy_answers_on_a_gpu_are_the_targets_own(pair, tree, cache_implementation):
+    target, draft = pair
+    draft.generation_config.update(
+        **dict(zip(("num_assistant_tokens", "draft_tree_depth", "draft_tree_top_k"), tree, strict=True))
+    )
+    for start in (300, 400, 500):
+        prompt = torch.arange(start, start + 20, device="cuda").unsqueeze(0)
+        settings = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 64, "do_sample": False}
+        plain = target.generate(prompt, **settings, pad_token_id=0)
+        drafted = target.generate(
+            prompt,
+            **settings,
+            pad_token_id=0,
+            assistant_model=draft,
+            cache_implementation=cache_implementation,
+            return_dict_in_generate=True,
+        )
+        assert torch.equal(plain, drafted.sequences)
+        assert max(drafted.acceptance_lengths[0]) > 1
+
+
+def test_random_pairs_are_made_on_the_gpu():
+    before = torch.cuda.memory_allocated()
+    target, draft = build_pair("tiny", torch.bfloat16, torch.device("cuda"))
+    assert {parameter.device.type for model in (target, draft) for parameter in model.parameters()} == {"cuda"}
+    assert torch.cuda.memory_allocated() > before
+    assert all(parameter.isfinite().all() for model in (target, draft) for parameter in model.parameters())
+
+
+def test_the_host_waits_once_a_cycle_and_memory_is_measured():
+    results = measure_synthetic(
+        "tiny", torch.bfloat16, torch.device("cuda"), prompt_lengths=(64,), compiles=False, new_tokens=40
+    )
+    (row,) = results.rows
+    assert row.host_waits_per_cycle == 1
+    assert 0 < row.verify_seconds < row.cycle_seconds
+    assert 0 < row.plain_memory_bytes < row.draft_memory_bytes

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# One call on a machine with a GPU: exactness on CUDA, then what a cycle costs in the shape of a published target.
+#
+#   trainers/gpu_check.sh                                    llama-3-8b, results in runs/gpu
+#   trainers/gpu_check.sh qwen2-7b runs/qwen2                another shape, another folder
+#   PYTHON=.venv/bin/python trainers/gpu_check.sh            another interpreter
+#
+# It takes at most TIME_BUDGET seconds (default 480) for the benchmark beside a minute for the tests. Nothing is
+# downloaded. The interpreter needs torch with CUDA, transformers and pytest; where registries can be reached:
+#
+#   python3 -m venv .venv && .venv/bin/pip install -c constraints.txt torch && .venv/bin/pip install -e ".[test]"
+#
+# The package itself need not be installed. Not yet run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+"$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "no GPU here"; print(torch.cuda.get_device_name())'
+"$PYTHON" -m pytest -o addopts= -q tests/test_cuda.py
+"$PYTHON" -m transformers_griffin.cli bench --synthetic "${1:-llama-3-8b}" --output "${2:-runs/gpu}" \
+    --time-budget "${TIME_BUDGET:-480}"
