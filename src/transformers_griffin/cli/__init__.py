@@ -11,10 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import bench, convert, demo, export, generate, plan, prepare, push, report, train, tune
+from . import bench, convert, demo, export, generate, plan, prepare, profile, push, report, train, tune
 
 
-SUBCOMMANDS = (bench, convert, demo, export, generate, plan, prepare, push, report, train, tune)
+SUBCOMMANDS = (bench, convert, demo, export, generate, plan, prepare, profile, push, report, train, tune)
 EXAMPLES = """\
 examples:
   griffin bench --target user/target --draft my-draft --output runs/bench
@@ -25,6 +25,7 @@ examples:
   griffin generate --target user/target --draft my-draft --prompt "Why is the sky blue?"
   griffin plan --target user/target
   griffin prepare --target user/target --data chats.jsonl --output features
+  griffin profile --target user/target --draft my-draft
   griffin push my-draft user/my-draft --target user/target --results results.json
   griffin report runs/before runs/after
   griffin train recipe.yaml --features features

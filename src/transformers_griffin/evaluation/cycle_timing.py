@@ -80,22 +80,23 @@ class Recording:
         self.device = device
         self.stopwatch = Stopwatch(device)
         self.begin = self.stopwatch.mark()
-        self.marks: list[tuple[str, Any, Any]] = []
+        self.calls: list[tuple[str, list[Any]]] = []  # part, marks of its start and end; in the order of their starts
 
     @contextmanager
     def span(self, part: str) -> Iterator[None]:
         """Records what runs inside as one call of `part`."""
-        start = self.stopwatch.mark()
+        marks = [self.stopwatch.mark()]
+        self.calls.append((part, marks))
         try:
             yield
         finally:
-            self.marks.append((part, start, self.stopwatch.mark()))
+            marks.append(self.stopwatch.mark())
 
     def spans(self) -> list[Span]:
         """All calls, in the order in which they started."""
         wait_for(self.device)
         since = functools.partial(self.stopwatch.between, self.begin)
-        return sorted((Span(part, since(start), since(end)) for part, start, end in self.marks), key=_start)
+        return [Span(part, *map(since, marks)) for part, marks in self.calls]
 
     def cycles(self) -> list[CycleTime]:
         """All cycles, in order."""
@@ -181,10 +182,6 @@ def _as_cycle(members: list[Span], next_draft: float | None) -> list[CycleTime]:
     for span in members:
         seconds[span.part] = seconds.get(span.part, 0.0) + span.end - span.start
     return [CycleTime(total=end - members[0].start, **seconds)]
-
-
-def _start(span: Span) -> float:
-    return span.start
 
 
 __all__ = [
