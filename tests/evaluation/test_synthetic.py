@@ -11,7 +11,7 @@ from transformers_griffin.cli import main
 from transformers_griffin.evaluation import synthetic
 from transformers_griffin.evaluation.answers import TimedBatch, answer_batch
 from transformers_griffin.evaluation.synthetic import SyntheticResults, SyntheticRow, as_markdown, measure_synthetic
-from transformers_griffin.evaluation.synthetic_pair import agreeing_target, build_pair
+from transformers_griffin.evaluation.synthetic_pair import SHAPES, agreeing_target, build_pair
 
 
 CPU = torch.device("cpu")
@@ -147,6 +147,12 @@ def test_the_command_writes_json_and_a_table(tmp_path, capsys):
     assert results["rows"][0]["prompt_length"] == 16
     assert results["rows"][0]["tokens_per_cycle"] > 2
     assert results["provenance"]["arguments"]["synthetic"] == "tiny"
+
+
+def test_the_help_names_every_shape(capsys):
+    with pytest.raises(SystemExit):
+        main(["profile", "--help"])
+    assert " or ".join((", ".join([*SHAPES][:-1]), [*SHAPES][-1])) in " ".join(capsys.readouterr().out.split())
 
 
 def test_bench_needs_a_target_or_a_shape(capsys):

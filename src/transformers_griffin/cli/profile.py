@@ -8,6 +8,7 @@ from typing import Any
 
 from .shared import (
     DTYPES,
+    SHAPES,
     add_parser,
     add_sampling,
     default_device,
@@ -32,13 +33,11 @@ examples:
 
 def add_to(subparsers: Any) -> None:
     """`griffin profile`"""
-    from ..evaluation.synthetic_pair import SHAPES
-
     parser = add_parser(subparsers, "profile", "show where the time of a cycle goes", EXAMPLES)
     parser.add_argument("--target", metavar="DIR_OR_REPO", help="required, except with --synthetic")
     parser.add_argument("--draft", metavar="DIR_OR_REPO", help="likewise")
     parser.add_argument("--prompt", metavar="TEXT", help="default: three questions of MT-bench")
-    parser.add_argument("--synthetic", choices=SHAPES, help="random weights in this shape")
+    parser.add_argument("--synthetic", metavar="SHAPE", help=f"random weights in this shape: {SHAPES}")
     parser.add_argument(
         "--prompt-length", metavar="N", type=positive_int, default=512, help="of --synthetic (default: %(default)s)"
     )

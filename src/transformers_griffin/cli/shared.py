@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ..modeling_griffin import GriffinDraftModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SHAPES = "llama-3-8b, llama-2-7b, qwen2-7b or tiny"  # of random weights; `evaluation/synthetic_pair.py` has them
 
 
 def add_parser(subparsers: Any, name: str, help: str, epilog: str) -> argparse.ArgumentParser:

@@ -5,20 +5,17 @@ import json
 import sys
 from typing import Any
 
-from .shared import default_device, positive_int
+from .shared import SHAPES, default_device, positive_int
 
 
 def add_options(parser: Any) -> None:
     """The mode's own options."""
-    from ..evaluation.synthetic import PROMPT_LENGTHS
-    from ..evaluation.synthetic_pair import SHAPES
-
     group = parser.add_argument_group("without weights (one shape at a time; bfloat16 unless --dtype says otherwise)")
     group.add_argument(
-        "--synthetic", choices=SHAPES, help="measure random weights in this shape instead of --target and --draft"
+        "--synthetic", metavar="SHAPE", help=f"random weights instead of --target and --draft, shaped as {SHAPES}"
     )
     group.add_argument(
-        "--prompt-lengths", metavar="N", nargs="+", type=positive_int, default=PROMPT_LENGTHS, help="of --synthetic"
+        "--prompt-lengths", metavar="N", nargs="+", type=positive_int, help="default: 128 512 2048 8192 16384"
     )
     group.add_argument(
         "--time-budget",
@@ -35,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
 
     from ..evaluation.methods import PLAIN_COMPILED
     from ..evaluation.provenance import provenance
-    from ..evaluation.synthetic import as_markdown, measure_synthetic
+    from ..evaluation.synthetic import PROMPT_LENGTHS, as_markdown, measure_synthetic
 
     dtype = "bfloat16" if args.dtype[0] == "auto" else args.dtype[0]
     device = torch.device(args.device or default_device())
@@ -43,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
         args.synthetic,
         getattr(torch, dtype),
         device,
-        prompt_lengths=args.prompt_lengths,
+        prompt_lengths=args.prompt_lengths or PROMPT_LENGTHS,
         compiles=PLAIN_COMPILED in args.methods,
         time_budget=args.time_budget,
         provenance=provenance({name: vars(args)[name] for name in ARGUMENTS}, device),

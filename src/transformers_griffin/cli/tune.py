@@ -36,8 +36,6 @@ examples:
 
 def add_to(subparsers: Any) -> None:
     """`griffin tune`"""
-    from ..evaluation.prompts import PACKAGED
-
     parser = add_parser(subparsers, "tune", "find the fastest draft tree for target, draft and machine", EXAMPLES)
     parser.add_argument("--target", metavar="DIR_OR_REPO", required=True)
     parser.add_argument("--draft", metavar="DIR_OR_REPO", required=True)
@@ -45,7 +43,6 @@ def add_to(subparsers: Any) -> None:
         "--prompts",
         metavar="SOURCE",
         nargs="+",
-        default=PACKAGED,
         help="like those to come: mt_bench, humaneval, gsm8k (all by default), JSONL files, Hub datasets",
     )
     parser.add_argument(
@@ -74,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     """Finds the tree, says whether it is worth having, and keeps it with --save."""
     from transformers import AutoTokenizer
 
-    from ..evaluation.prompts import first_question_batches, load_prompts
+    from ..evaluation.prompts import PACKAGED, first_question_batches, load_prompts
     from ..evaluation.provenance import provenance
     from ..evaluation.tree_costs import TreeGrid
     from ..evaluation.tuning import tune_tree
@@ -82,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     quiet_transformers()
     if args.save:
         check_can_save(args.draft)
-    prompts = load_prompts(args.prompts, args.max_prompts)
+    prompts = load_prompts(args.prompts or PACKAGED, args.max_prompts)
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     target = load_target(args.target, args.dtype, args.device or default_device())
     draft: Any = load_draft(args.draft, target, dtype=target.dtype)

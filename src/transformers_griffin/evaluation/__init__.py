@@ -14,10 +14,14 @@ from .metrics import (
     repeated_ngram_share,
 )
 from .modules import load_metric
+from .profiling import CycleProfile, profile_cycles
 from .prompts import Prompt, load_prompts
 from .replay import KnownAnswers, know_answers, replay_acceptance
 from .results import BenchmarkResults
+from .synthetic import SyntheticResults, measure_synthetic
+from .tree_costs import TreeGrid
 from .tree_drawing import draw_tree
+from .tuning import TuningResult, tune_tree
 
 
 __all__ = [
@@ -45,4 +49,11 @@ __all__ = [
     "record_trees",
     "cycle_trees",
     "draw_tree",
+    "TreeGrid",
+    "TuningResult",
+    "tune_tree",
+    "SyntheticResults",
+    "measure_synthetic",
+    "CycleProfile",
+    "profile_cycles",
 ]
