@@ -14,12 +14,12 @@ from transformers_griffin.evaluation.tuning import _expect, tokens_per_second, t
 
 
 GRID = TreeGrid(num_tokens=(2, 4, 16), depths=(2, 4), widths=(1, 4))
-SETTINGS = {"max_new_tokens": 30, "do_sample": False, "pad_token_id": 0}
+SETTINGS = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0}
 
 
 @pytest.fixture
 def pair():
-    target, draft, prompt = oracle_pair(answer_length=40)
+    target, draft, prompt = oracle_pair(answer_length=50)
     draft.generation_config.update(num_assistant_tokens=2, draft_tree_depth=2, draft_tree_top_k=1)
     return target, draft, [(prompt, torch.ones_like(prompt))]
 
