@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from architectures import Architecture, make_prompt, make_target
-from noisy_oracle import NoisyOracleDraft, noisy_oracle
 from transformers import PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from noisy_oracle import NoisyOracleDraft, noisy_oracle
 from transformers_griffin import GriffinGenerateOutput
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from architectures import COMMON, GPT, Architecture, enlarge_weights, make_prompt, make_target
 from exactness import GREEDY, NUM_NEW_TOKENS, SMALL_TREE, assert_exact, decode_plainly, decode_with_noisy_oracle
-from noisy_oracle import noisy_oracle
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -17,6 +16,8 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.cache_utils import Cache, QuantizedLayer, StaticCache
+
+from noisy_oracle import noisy_oracle
 
 
 PROMPT_LENGTH = 9

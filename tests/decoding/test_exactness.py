@@ -22,9 +22,9 @@ from exactness import (
     decode_plainly,
     decode_with_noisy_oracle,
 )
-from noisy_oracle import NoisyOracleDraft
 from transformers import DynamicCache, StaticCache
 
+from noisy_oracle import NoisyOracleDraft
 from transformers_griffin import GriffinDraftModel, GriffinGenerateOutput
 from transformers_griffin.decoding.target_forward import why_no_tree
 

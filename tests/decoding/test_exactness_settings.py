@@ -26,11 +26,11 @@ from exactness import (
     decode_plainly,
     decode_with_noisy_oracle,
 )
-from noisy_oracle import NoisyOracleDraft, noisy_oracle
 from transformers import AttentionInterface, Cache, DynamicCache, StaticCache
 from transformers.integrations import flex_attention
 from transformers.masking_utils import AttentionMaskInterface
 
+from noisy_oracle import NoisyOracleDraft, noisy_oracle
 from transformers_griffin import GriffinDraftModel
 from transformers_griffin.decoding import loop, target_forward
 from transformers_griffin.decoding.draft_tree import DraftTree
