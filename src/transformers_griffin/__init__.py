@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .conversion import convert_checkpoint
     from .decoding.candidate_generator import GriffinCandidateGenerator
     from .decoding.outputs import GriffinGenerateOutput
-    from .evaluation import BenchmarkResults, benchmark
+    from .evaluation import BenchmarkResults
+    from .evaluation.benchmark import benchmark
     from .hub import push_draft_to_hub
     from .training import GriffinTrainer, GriffinTrainingArguments
 
