@@ -8,9 +8,9 @@ to the front of the tree, and the layer is cut behind them::
     prefix | root b e | c d e f    moved
     prefix | root b e              cut
 
-It knows caches and paths, nothing of trees or models.
+The rows of a batch may have different lengths; `ragged_cache.py` says how. It knows caches and paths, nothing of trees or models.
 
-Next: `loop.py`.
+Next: `ragged_cache.py`.
 """
 
 from typing import Any
@@ -25,6 +25,8 @@ from transformers.cache_utils import (
     StaticLayer,
     StaticSlidingWindowLayer,
 )
+
+from .ragged_cache import RaggedSlidingLayer, use_plain_windows, use_ragged_windows
 
 
 class StaticFullSlidingLayer(StaticLayer):
@@ -45,6 +47,7 @@ BRANCHING_LAYERS = (
     StaticLayer,
     StaticSlidingWindowLayer,
     StaticFullSlidingLayer,
+    RaggedSlidingLayer,
     DummyLayer,
 )
 STATIC_LAYERS = (StaticLayer, StaticFullSlidingLayer)
@@ -62,17 +65,19 @@ def can_roll_back(cache: Cache) -> bool:
     return not (cache.offloading or is_quantized) and cache.is_croppable
 
 
-def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int) -> None:
+def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int, is_ragged: bool = False) -> None:
     """
     Makes room for a tree behind the longest sequence, and makes sliding-window layers able to forget it.
 
     Args:
         num_nodes (`int`): nodes of a tree, root included.
         max_length (`int`): tokens of the longest sequence that will be generated, prompt included.
+        is_ragged (`bool`): the rows will have different lengths.
 
     Effects:
         Empty static layers grow by the tree; static sliding-window layers are replaced by [`StaticFullSlidingLayer`];
-        dynamic sliding-window layers keep past entries until they are cropped.
+        dynamic sliding-window layers keep past entries until they are cropped, or, for rows of different lengths, are
+        replaced by [`RaggedSlidingLayer`].
 
     Raises:
         ValueError: if a static cache that already holds tokens is too small for a tree behind `max_length`.
@@ -94,6 +99,8 @@ def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int) -> None:
                     "lower `max_new_tokens` or the draft's `num_assistant_tokens`."
                 )
             cache.layers[idx] = type(layer)(max_cache_len=needed)
+    if is_ragged:
+        use_ragged_windows(cache)
     cache.activate_past_recording()
 
 
@@ -119,16 +126,21 @@ def stop_recording(cache: Cache) -> None:
     for layer in cache.layers:
         if type(layer) is DynamicSlidingWindowLayer:
             layer.record_past = False
+    use_plain_windows(cache)
 
 
-def keep_path(cache: Cache, path: torch.Tensor, num_kept: int, num_nodes: int) -> None:
+def keep_path(
+    cache: Cache, path: torch.Tensor, num_kept: int, num_nodes: int, gaps: torch.Tensor | None = None
+) -> None:
     """
     Keeps `num_kept` nodes of a verified tree, whose entries are the newest `num_nodes` of every layer.
 
     Args:
         path (`torch.LongTensor` of shape `(batch_size, path)`): node indices from the root on; `path <= num_nodes`.
-        num_kept (`int`): how many of them stay.
+        num_kept (`int`): how many of them stay; with gaps, by how many entries the longest row grows.
         num_nodes (`int`): nodes of the tree, root included.
+        gaps (`torch.LongTensor` of shape `(batch_size, 1)`, *optional*):
+            Slots between the end of each row and the tree, where the row's path goes.
 
     Effects: moves and cuts the entries of every layer in place.
     """
@@ -137,7 +149,7 @@ def keep_path(cache: Cache, path: torch.Tensor, num_kept: int, num_nodes: int) -
         if type(layer) is not DummyLayer and layer.is_initialized:
             length = layer.cumulative_length if type(layer) in STATIC_LAYERS else layer.keys.shape[-2]
             for entries in (layer.keys, layer.values):
-                _move_to_front(entries, path.to(entries.device), length - num_nodes)
+                _move_to_front(entries, path.to(entries.device), length - num_nodes, gaps)
     crop_last(cache, num_nodes - num_kept)
 
 
@@ -146,12 +158,20 @@ def _layers(cache: Cache) -> list[Any]:
     return cache.layers
 
 
-def _move_to_front(entries: torch.Tensor, path: torch.Tensor, start: int | torch.Tensor) -> None:
-    """`entries[:, :, start + i] = entries[:, :, start + path[:, i]]` for `(batch_size, heads, kv_len, head_dim)`."""
+def _move_to_front(
+    entries: torch.Tensor, path: torch.Tensor, start: int | torch.Tensor, gaps: torch.Tensor | None
+) -> None:
+    """
+    `entries[:, :, start - gaps + i] = entries[:, :, start + path[:, i]]` for `(batch_size, heads, kv_len, head_dim)`.
+    """
     _, heads, _, head_dim = entries.shape
     source = (start + path)[:, None, :, None].expand(-1, heads, -1, head_dim)
     target = start + torch.arange(path.shape[1], device=path.device)
-    entries.index_copy_(2, target, entries.gather(2, source))
+    if gaps is None:
+        entries.index_copy_(2, target, entries.gather(2, source))
+    else:
+        of_rows = (target - gaps.to(path.device))[:, None, :, None].expand(-1, heads, -1, head_dim)
+        entries.scatter_(2, of_rows, entries.gather(2, source))
 
 
 __all__ = [

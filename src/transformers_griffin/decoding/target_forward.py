@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from .candidate_generator import TREE_ATTENTION
 from .draft_tree import DraftTree, as_attention_mask, first_nodes, tree_attention_mask
-from .kv_cache import can_branch, can_roll_back
+from .kv_cache import can_branch, can_roll_back, crop_last
 
 
 logger = logging.get_logger(__name__)
@@ -72,7 +72,9 @@ class TargetForward:
                 )
             logger.warning_once(f"{type(target).__name__} verifies chains instead of trees: {reason}.")
         self.features: list[torch.Tensor] = []
-        self.cache_length = 0
+        self.cache_length = 0  # slots of the longest row
+        self.lengths: list[int] = []  # slots of each row
+        self.gaps: torch.Tensor | None = None  # (batch_size, 1): slots that a row lacks; None if it is none
         self.position_of_slot: torch.Tensor | None = None
 
     # ------------------------------------------------------------------ forwards
@@ -97,6 +99,7 @@ class TargetForward:
         # Phi-3 ignores the cache it was given if the prompt is longer than its short rotary embedding reaches.
         self.cache = outputs.past_key_values
         self.cache_length = int(self.cache.get_seq_length())
+        self.lengths = [self.cache_length] * outputs.logits.shape[0]
         if positions is not None:
             # Position of a slot = slot + this; padding on the left makes it negative.
             self.position_of_slot = positions[..., -1:] + 1 - self.cache_length
@@ -129,6 +132,39 @@ class TargetForward:
         """
         return tree if self.verifies_trees else first_nodes(tree, self.num_readable - self.cache_length)
 
+    def lengthen(self, num_kept: list[int]) -> int:
+        """
+        Counts what each row keeps of the nodes it verified; the cache is left to others.
+
+        Returns:
+            by how many slots the longest row grows.
+        """
+        before = self.cache_length
+        self._set_lengths([length + kept for length, kept in zip(self.lengths, num_kept, strict=True)])
+        return self.cache_length - before
+
+    def keep_rows(self, rows: list[int]) -> None:
+        """
+        Forgets all rows of the batch but some.
+
+        Effects: the cache shrinks to these rows, and to the longest of them.
+        """
+        batch_size, before = len(self.lengths), self.cache_length
+        index = torch.tensor(rows, device=self.target.device)
+        self.cache.batch_select_indices(index)
+        for name, value in self.model_kwargs.items():
+            if isinstance(value, torch.Tensor) and value.shape[:1] == (batch_size,):
+                self.model_kwargs[name] = value[index.to(value.device)]
+        if self.position_of_slot is not None and self.position_of_slot.shape[-2] == batch_size:
+            self.position_of_slot = self.position_of_slot.index_select(-2, index.to(self.position_of_slot.device))
+        self._set_lengths([self.lengths[row] for row in rows])
+        crop_last(self.cache, before - self.cache_length)
+
+    def _set_lengths(self, lengths: list[int]) -> None:
+        self.lengths, self.cache_length = lengths, max(lengths)
+        gaps = [[self.cache_length - length] for length in lengths]
+        self.gaps = torch.tensor(gaps, device=self.target.device) if any(gap for (gap,) in gaps) else None
+
     def _tree_inputs(self, tree: DraftTree) -> dict[str, Any]:
         device = self.target.device
         model_inputs: dict[str, Any] = {
@@ -140,8 +176,9 @@ class TargetForward:
         }
         if self.position_of_slot is not None:
             # Nodes behind the longest answer matter to nobody, but a table of learned positions ends somewhere.
-            slots = (tree.depths + self.cache_length).clamp(max=self.num_readable - 1)
-            model_inputs["position_ids"] = slots.to(device) + self.position_of_slot
+            row_length = self.cache_length if self.gaps is None else self.cache_length - self.gaps
+            slots = (tree.depths.to(device) + row_length).clamp(max=self.num_readable - 1)
+            model_inputs["position_ids"] = slots + self.position_of_slot
         return model_inputs
 
     def _tree_masks(self, tree: DraftTree) -> Any:
@@ -150,7 +187,7 @@ class TargetForward:
         for kind, (layer_idx, sliding_window) in attention_kinds(self.text_config).items():
             kv_length, kv_offset = self.cache.get_mask_sizes(tree.tokens.shape[1], layer_idx)
             allowed = tree_attention_mask(
-                tree, self.cache_length, kv_length, kv_offset, sliding_window, self._padding_mask()
+                tree, self.cache_length, kv_length, kv_offset, sliding_window, self._padding_mask(), self.gaps
             )
             masks[kind] = as_attention_mask(
                 allowed.to(self.target.device), self.text_config._attn_implementation, self.target.dtype
