@@ -124,7 +124,8 @@ class Answer:
         Returns:
             `torch.LongTensor` of shape `(len(rows),)`.
         """
-        return self._padded(self.chooser(logits, prefix, self.starts).unsqueeze(1)).squeeze(1)
+        starts = dict(zip(self.rows, self.starts, strict=True)) if self.is_row_wise else None
+        return self._padded(self.chooser(logits, prefix, starts).unsqueeze(1)).squeeze(1)
 
     def _padded(self, tokens: torch.Tensor) -> torch.Tensor:
         """`(len(rows), new)`: tokens, or padding in rows that have ended."""

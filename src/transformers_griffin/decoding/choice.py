@@ -13,7 +13,7 @@ Next: `target_forward.py`.
 """
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -129,38 +129,48 @@ class TokenChooser:
         return all(type(processor) in ROW_WISE_PROCESSORS for processor in self.processors)
 
     def __call__(
-        self, logits: torch.Tensor, prefix: torch.Tensor, starts: list[int] | None = None
+        self, logits: torch.Tensor, prefix: torch.Tensor, starts: dict[int, int] | None = None
     ) -> torch.Tensor:
         """
         Args:
             logits (`torch.Tensor` of shape `(batch_size, vocab_size)`): the target's logits after the prefix.
             prefix (`torch.LongTensor` of shape `(batch_size, length)`): the tokens so far.
-            starts (`list[int]`, *optional*): where each row of the prefix begins; all at 0 when not given.
+            starts (`dict[int, int]`, *optional*):
+                Rows of the prompts that the batch consists of, and where each one's prefix begins. When not given,
+                processors see the batch as it is.
 
         Returns:
             `torch.LongTensor` of shape `(batch_size,)`.
         """
-        scores = self._process(prefix, logits.to(device=prefix.device, dtype=torch.float32, copy=True), starts)
+        scores = logits.to(device=prefix.device, dtype=torch.float32, copy=True)
+        if starts is None or all(type(processor) in PREFIX_FREE_PROCESSORS for processor in self.processors):
+            scores = self.processors(cast("torch.LongTensor", prefix), scores)
+        else:
+            scores = self._process_each(prefix, scores, starts)
         if self.records_scores:
             self.scores += (scores,)
         if self.do_sample:
             return torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
         return scores.argmax(dim=-1)
 
-    def _process(self, prefix: torch.Tensor, raw_scores: torch.Tensor, starts: list[int] | None) -> torch.Tensor:
-        is_prefix_free = all(type(processor) in PREFIX_FREE_PROCESSORS for processor in self.processors)
-        if is_prefix_free or starts is None or not any(starts):
-            return self.processors(cast("torch.LongTensor", prefix), raw_scores)
-        rows = [
-            self.processors(cast("torch.LongTensor", prefix[i : i + 1, start:]), raw_scores[i : i + 1])
-            for i, start in enumerate(starts)
-        ]
+    def _process_each(self, prefix: torch.Tensor, scores: torch.Tensor, starts: dict[int, int]) -> torch.Tensor:
+        rows = []
+        for i, (row, start) in enumerate(starts.items()):
+            processors = LogitsProcessorList(_of_row(processor, row) for processor in self.processors)
+            rows.append(processors(cast("torch.LongTensor", prefix[i : i + 1, start:]), scores[i : i + 1]))
         return torch.cat(rows)
 
     def take_scores(self) -> tuple[torch.Tensor, ...]:
         """The scores of the calls since this was asked last, each of shape `(batch_size, vocab_size)`."""
         scores, self.scores = self.scores, ()
         return scores
+
+
+def _of_row(processor: Any, row: int) -> Any:
+    """The processor for one row of the prompts; a repetition penalty knows how far each row is padded."""
+    if type(processor) is RepetitionPenaltyLogitsProcessor and isinstance(processor.prompt_ignore_length, torch.Tensor):
+        return RepetitionPenaltyLogitsProcessor(processor.penalty, processor.prompt_ignore_length[row : row + 1])
+    return processor
 
 
 class StopChecker:
