@@ -12,7 +12,7 @@ processors and criteria the batch of plain decoding, for those that must see it,
 that cannot bear gaps. Either way is lossless: how many tokens are kept depends on those tokens and on what was drafted,
 never on a token that is dropped. A single prompt is in step with itself.
 
-Next: `loop.py`.
+Next: `target_forward.py`.
 """
 
 import torch

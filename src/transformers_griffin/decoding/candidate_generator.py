@@ -11,7 +11,7 @@ Beam nodes of one level share a position and see the verified prefix, their own 
 is built, the draft's cache forgets the levels and keeps only verified pairs.
 
 The rows of a batch may bring different numbers of pairs. They are read side by side, right-aligned, and then stored
-as `ragged_cache.py` says: each row's pairs one behind the other.
+as `kv_cache.py` says: each row's pairs one behind the other.
 
 Next: `verification.py`.
 """

@@ -9,7 +9,7 @@ criteria that judge each row by itself and remember nothing are then asked about
 any other (user's own ones, and those with a memory) lets all rows advance in step, so that it sees the same batch as
 in plain decoding.
 
-Next: `target_forward.py`.
+Next: `answer.py`.
 """
 
 import math

@@ -8,9 +8,19 @@ to the front of the tree, and the layer is cut behind them::
     prefix | root b e | c d e f    moved
     prefix | root b e              cut
 
-The rows of a batch may have different lengths; `ragged_cache.py` says how. It knows caches and paths, nothing of trees or models.
+Rows of a batch accept different numbers of nodes. Each row is stored from the left, and the cache is as long as its
+longest row; what lies between the end of a shorter row and the next tree is its *gap*, hidden by the mask and
+overwritten by what the row accepts next::
 
-Next: `ragged_cache.py`.
+    long row     x x x x x x x | root a b c
+    short row    x x x x . . . | root a b c        gap 3
+    both kept    x x x x x x x   root a . .        accepted: root, a
+                 x x x x root a b c                accepted: root, a, b, c
+
+So the cache grows with its longest row: nothing is left behind, and nothing is moved but the accepted paths. It knows
+caches and paths, nothing of trees or models.
+
+Next: `candidate_generator.py`.
 """
 
 from typing import Any
@@ -26,8 +36,6 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from .ragged_cache import RaggedSlidingLayer, use_plain_windows, use_ragged_windows
-
 
 class StaticFullSlidingLayer(StaticLayer):
     """
@@ -38,6 +46,41 @@ class StaticFullSlidingLayer(StaticLayer):
     """
 
     is_sliding = True
+
+
+class RaggedSlidingLayer(DynamicLayer):
+    """
+    A dynamic sliding-window layer for rows of different lengths: it keeps what the shortest row's window reaches.
+
+    Args:
+        sliding_window (`int`): tokens that a token sees, itself included.
+    """
+
+    is_sliding = True
+
+    def __init__(self, sliding_window: int):
+        super().__init__()
+        self.sliding_window = sliding_window
+        self.offset = 0  # slots that were dropped, in front of the first one that is stored
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length of what attention reads, and its first slot."""
+        return self.get_seq_length() - self.offset + query_length, self.offset
+
+    def get_seq_length(self) -> int:
+        """Slots so far, dropped ones included."""
+        return self.offset + super().get_seq_length()
+
+    def forget(self, shortest: int) -> None:
+        """
+        Drops what the window of a row of `shortest` tokens, the next one not included, no longer reaches.
+
+        Effects: cuts the layer in place.
+        """
+        num_dropped = shortest - self.sliding_window + 1 - self.offset
+        if num_dropped > 0 and self.is_initialized:
+            self.keys, self.values = self.keys[:, :, num_dropped:], self.values[:, :, num_dropped:]
+            self.offset += num_dropped
 
 
 # Layers whose entries can be moved and cut one by one. Subclasses hold more than keys and values and do not qualify.
@@ -99,8 +142,8 @@ def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int, is_ragged: b
                     "lower `max_new_tokens` or the draft's `num_assistant_tokens`."
                 )
             cache.layers[idx] = type(layer)(max_cache_len=needed)
-    if is_ragged:
-        use_ragged_windows(cache)
+        elif type(layer) is DynamicSlidingWindowLayer and is_ragged:
+            cache.layers[idx] = _ragged_window(layer)
     cache.activate_past_recording()
 
 
@@ -123,10 +166,18 @@ def stop_recording(cache: Cache) -> None:
     Ends what [`prepare_for_tree`] began: sliding-window layers drop what lies behind their window again, so that the
     cache stays small when plain decoding goes on with it.
     """
-    for layer in cache.layers:
+    for idx, layer in enumerate(_layers(cache)):
         if type(layer) is DynamicSlidingWindowLayer:
             layer.record_past = False
-    use_plain_windows(cache)
+        elif type(layer) is RaggedSlidingLayer:
+            cache.layers[idx] = _plain_window(layer)
+
+
+def forget_behind_windows(cache: Cache, shortest: int) -> None:
+    """Lets sliding-window layers drop what the window of the shortest row, of `shortest` tokens, no longer reaches."""
+    for layer in _layers(cache):
+        if type(layer) is RaggedSlidingLayer:
+            layer.forget(shortest)
 
 
 def keep_path(
@@ -153,6 +204,24 @@ def keep_path(
     crop_last(cache, num_nodes - num_kept)
 
 
+def _ragged_window(layer: DynamicSlidingWindowLayer) -> RaggedSlidingLayer:
+    """A layer that holds the same."""
+    ragged = RaggedSlidingLayer(layer.sliding_window)
+    if layer.is_initialized:
+        ragged.update(layer.keys, layer.values)
+        ragged.offset = layer.cumulative_length - layer.keys.shape[-2]
+    return ragged
+
+
+def _plain_window(layer: RaggedSlidingLayer) -> DynamicSlidingWindowLayer:
+    """A layer that holds the window of the longest row."""
+    plain = DynamicSlidingWindowLayer(layer.sliding_window)
+    if layer.is_initialized:
+        plain.update(layer.keys, layer.values)
+        plain.cumulative_length = layer.get_seq_length()
+    return plain
+
+
 def _layers(cache: Cache) -> list[Any]:
     """The layers, each of one of `BRANCHING_LAYERS`, whose attributes differ."""
     return cache.layers
@@ -175,10 +244,12 @@ def _move_to_front(
 
 
 __all__ = [
+    "RaggedSlidingLayer",
     "StaticFullSlidingLayer",
     "can_branch",
     "can_roll_back",
     "crop_last",
+    "forget_behind_windows",
     "keep_path",
     "prepare_for_tree",
     "stop_recording",

@@ -6,7 +6,7 @@ One cycle: 1. draft a tree, 2. verify it with one forward of the target, 3. acce
 forwards; each accepts a path of its own, and leaves the batch when it has ended.
 
 It knows no model: what differs between targets is in `target_forward.py`, between greedy and sampling in `choice.py`,
-between one prompt and a batch in `answer.py` and `ragged_cache.py`.
+between one prompt and a batch in `answer.py` and `kv_cache.py`.
 
 Next: `generate_hook.py`.
 """
@@ -21,9 +21,9 @@ from ..modeling_griffin import GriffinDraftModel
 from .answer import Answer
 from .candidate_generator import GriffinCandidateGenerator
 from .choice import TokenChooser
-from .kv_cache import can_branch, crop_last, keep_path, prepare_for_tree, stop_recording
+from .finished_rows import FinishedRows, can_drop_rows
+from .kv_cache import can_branch, crop_last, forget_behind_windows, keep_path, prepare_for_tree, stop_recording
 from .outputs import GriffinGenerateOutput, OutputRecorder, wants_scores
-from .ragged_cache import FinishedRows, can_drop_rows, forget_behind_windows
 from .target_forward import TargetForward, check_rotary_frequencies
 
 
@@ -68,7 +68,8 @@ def decode_with_draft(
     outputs, features = forward.prefill(input_ids)
     recorder.add_prefill(outputs, forward.cache_length)
     first_token = answer.choose(outputs.logits[:, -1], input_ids).unsqueeze(-1)
-    recorder.add_scores(answer.new_scores, answer.append(first_token), answer.rows)
+    num_kept = answer.append(first_token)
+    recorder.add_scores(answer.new_scores, num_kept, answer.rows)
     draft_inputs: dict[str, Any] = _prompt_pairs(draft, input_ids, first_token, features, model_kwargs)
     del outputs
 

@@ -15,7 +15,7 @@ It needs no draft probabilities and no case distinction; greedy and sampling dif
 
 Notation for shapes: `batch_size`; `n_nodes` tree nodes; `path` = depth + 1, the longest root path.
 
-Next: `kv_cache.py`.
+Next: `finished_rows.py`.
 """
 
 from collections.abc import Callable
