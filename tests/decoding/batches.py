@@ -69,7 +69,7 @@ def decode_batch_plainly(
 ) -> PlainBatch:
     """Plain greedy decoding, once per test session; clear about every token, and the same as for each row alone."""
     target = make_target(architecture)
-    prompts = [make_prompt(length, seed) for seed, length in enumerate(lengths, start=1)]
+    prompts = [make_prompt(length, seed) for seed, length in enumerate(lengths, start=10)]
     inputs = pad_left(prompts)
     settings = {"do_sample": False, "max_new_tokens": num_new, "return_dict_in_generate": True, "output_logits": True}
     output = target.generate(**inputs, **settings)

@@ -9,7 +9,7 @@ import torch
 from generation_helpers import golden_pair, golden_prompts
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from transformers_griffin.decoding import loop
+from transformers_griffin.decoding import answer
 from transformers_griffin.decoding.target_forward import TargetForward
 
 
@@ -121,25 +121,25 @@ def test_padded_prompt_costs_no_further_waits(count_waits):
 
 def test_a_wait_in_the_cycle_is_found(count_waits, monkeypatch):
     """The counter itself: one more read in the loop is one more wait a cycle."""
-    original = loop.accept_path
+    original = answer.accept_path
 
     def slow_accept(tree, tokens, path_length):
         assert int(tree.depths.max()) < path_length
         return original(tree, tokens, path_length)
 
-    monkeypatch.setattr(loop, "accept_path", slow_accept)
+    monkeypatch.setattr(answer, "accept_path", slow_accept)
     reads, num_cycles = count_waits()
     assert reads == {"tolist": num_cycles, "__int__": num_cycles}
 
 
 def test_mask_indexing_in_the_cycle_is_found(count_waits, monkeypatch):
     """The counter itself: `tensor[mask]` must know how many entries there are."""
-    original = loop.accept_path
+    original = answer.accept_path
 
     def slow_accept(tree, tokens, path_length):
         tree.tokens[tree.depths > 0]
         return original(tree, tokens, path_length)
 
-    monkeypatch.setattr(loop, "accept_path", slow_accept)
+    monkeypatch.setattr(answer, "accept_path", slow_accept)
     reads, num_cycles = count_waits()
     assert reads == {"tolist": num_cycles, "aten.index.Tensor": num_cycles}

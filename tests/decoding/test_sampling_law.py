@@ -29,7 +29,7 @@ from transformers.cache_utils import DynamicCache
 
 from conftest import GOLDEN_CASES, golden_json, golden_tensors, tiny_llama
 from transformers_griffin import GriffinCandidateGenerator, GriffinDraftModel
-from transformers_griffin.decoding import loop
+from transformers_griffin.decoding import answer
 from transformers_griffin.decoding.choice import TokenChooser
 from transformers_griffin.decoding.draft_tree import DraftTree, ancestor_mask
 from transformers_griffin.decoding.target_forward import TargetForward
@@ -371,7 +371,7 @@ def test_generate_is_as_surprising_as_the_target(pair, name):
 
 def test_the_released_rule_in_generate_is_found_out(pair, monkeypatch):
     """The same statistic of the same 500 tokens, with the released rule in the loop: tokens that top-p excludes."""
-    monkeypatch.setattr(loop, "walk_path", wrong_at_leaves)
+    monkeypatch.setattr(answer, "walk_path", wrong_at_leaves)
     sequences, _ = generate_long(pair, "top-p 0.8", count=5)
     assert surprise(pair[0], processors_of("top-p 0.8"), sequences) > BOUND
 

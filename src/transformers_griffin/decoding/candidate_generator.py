@@ -366,7 +366,8 @@ def tokens_per_row(generation_config: GenerationConfig, vocab_size: int, batch_s
         ValueError: if a setting is out of range.
     """
     num_tokens, depth, _ = tree_settings(generation_config, vocab_size)
-    made_for = getattr(generation_config, "draft_tree_batch_size", None) or 1
+    made_for = getattr(generation_config, "draft_tree_batch_size", None)
+    made_for = 1 if made_for is None else made_for
     if not isinstance(made_for, int) or made_for < 1:
         raise ValueError(
             f"`draft_tree_batch_size` is {made_for!r}, but must be an integer from 1 on. Set it in "
