@@ -158,7 +158,8 @@ class Answer:
         new_tokens = on_host if lengths is None else [new[: new[-1]] for new in on_host]
         if self.in_step:
             steps = min(len(new) for row, new in zip(self.rows, new_tokens, strict=True) if not self._is_padded(row))
-            new_tokens, tokens = [new[:steps] for new in new_tokens], tokens[:, :steps]
+            # A row that has ended may have left its path earlier; its tokens are padding in any case.
+            new_tokens, tokens = [row[:steps] for row in on_host], tokens[:, :steps]
         tokens, self.new_scores = tokens.to(self.sequence.device), self.chooser.take_scores()
         num_kept = self._append_each(tokens, new_tokens) if self.is_row_wise else self._append_all(tokens, new_tokens)
         for row, new, kept in zip(self.rows, new_tokens, num_kept, strict=True):
