@@ -226,7 +226,8 @@ def test_rows_that_end_early_without_a_padding_token(pair):
 def test_batch_size_of_the_tree_out_of_range(pair, value):
     pair[1].generation_config.draft_tree_batch_size = value
     assert_refuses(
-        f"`draft_tree_batch_size` is {value!r}, but must be an integer from 1 on. Set it in `draft.generation_config`.",
+        f"`draft_tree_batch_size` is {value!r}, but must be an integer from 1 on. Set it in "
+        "`draft.generation_config`.",
         *pair,
         prompt=PROMPT.expand(2, -1),
     )

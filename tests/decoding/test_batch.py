@@ -1,8 +1,8 @@
 """
 A batch with a draft gives what plain decoding gives: every row its own answer, whatever its neighbours do.
 
-The oracle is plain `generate()` of the same left-padded batch in fp32, which is itself checked against every row alone.
-Drafts err in each row at other places, so that rows accept different numbers of tokens in almost every cycle.
+The oracle is plain `generate()` of the same left-padded batch in fp32, which is itself checked against every row
+alone. Drafts err in each row at other places, so that rows accept different numbers of tokens in almost every cycle.
 """
 
 import copy
@@ -126,7 +126,10 @@ def test_draft_is_told_the_features_of_its_own_row_only() -> None:
     assert cache.get_seq_length() == max(lengths)
     with torch.no_grad():
         states = plain.target(
-            plain.sequences, attention_mask=_whole_mask(plain), position_ids=_positions(plain), output_hidden_states=True
+            plain.sequences,
+            attention_mask=_whole_mask(plain),
+            position_ids=_positions(plain),
+            output_hidden_states=True,
         ).hidden_states[-1]
     for row, length in enumerate(lengths):
         num_pads = int((plain.mask[row] == 0).sum())

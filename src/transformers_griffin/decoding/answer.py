@@ -9,15 +9,15 @@ The rows are kept right-aligned, so that their newest tokens are side by side; a
 Rows grow in one of two ways. *Each on its own*: a row keeps all that it accepted, ends on its own, and leaves the
 batch. *In step*: every row keeps as many tokens as the least lucky one, which asks for more cycles but shows
 processors and criteria the batch of plain decoding, for those that must see it, and keeps caches even, for targets
-that cannot bear gaps. Either way is lossless: how many tokens are kept depends on those tokens and on what was drafted,
-never on a token that is dropped. A single prompt is in step with itself.
+that cannot bear gaps. Either way is lossless: how many tokens are kept depends on those tokens and on what was
+drafted, never on a token that is dropped. A single prompt is in step with itself.
 
 Next: `target_forward.py`.
 """
 
 import torch
-from transformers.generation.streamers import BaseStreamer
 from transformers.generation.stopping_criteria import StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from .choice import StopChecker, TokenChooser, are_row_wise, pads_ended_rows
 from .draft_tree import DraftTree
@@ -57,6 +57,7 @@ class Answer:
         self.streamer, self.num_streamed = streamer, 0
         self.rows, self.starts = list(range(batch_size)), [0] * batch_size
         self.tokens: list[list[int]] = [[] for _ in self.rows]  # of each row of the prompts
+        self.has_ended = [False] * batch_size  # of each row of the prompts, before the tokens that come next
         self.old_scores: tuple[torch.Tensor, ...] = ()  # of all tokens, where criteria see all rows
         self.new_scores: tuple[torch.Tensor, ...] = ()  # of the tokens appended last, or more
         self.is_row_wise = batch_size > 1 and chooser.is_row_wise and are_row_wise(criteria)
@@ -83,7 +84,7 @@ class Answer:
     @property
     def staying(self) -> list[int]:
         """Those of `rows`, counted from 0, that go on; all of them where processors or criteria must see all."""
-        return [i for i, row in enumerate(self.rows) if not (self.is_row_wise and self._has_ended(row))]
+        return [i for i, row in enumerate(self.rows) if not (self.is_row_wise and self.has_ended[row])]
 
     def keep_rows(self, indices: list[int]) -> None:
         """Takes all other rows out of the batch; what they have generated stays."""
@@ -92,16 +93,13 @@ class Answer:
         self.starts = [start - first for start in starts]
         self.sequence = self.sequence[torch.tensor(indices, device=self.sequence.device), first:]
 
-    def _has_ended(self, row: int) -> bool:
-        return self.checkers[row].is_finished if self.is_row_wise else self.checkers[0].has_ended[row]
-
     def _is_padded(self, row: int) -> bool:
-        return self.pads and self._has_ended(row)
+        return self.pads and self.has_ended[row]
 
     # ------------------------------------------------------------------ what the target chooses
 
     def accept(self, tree: DraftTree, logits: torch.Tensor, path_length: int) -> Acceptance:
-        """The paths that the target chooses; on the way, processors and criteria see what plain decoding shows them."""
+        """The paths that the target chooses; processors and criteria see what plain decoding shows them."""
         if self.chooser.is_argmax:
             return accept_path(tree, logits.argmax(dim=-1).to(tree.tokens.device), path_length)
         ask_host = self.chooser.needs_true_prefixes
@@ -164,6 +162,7 @@ class Answer:
         num_kept = self._append_each(tokens, new_tokens) if self.is_row_wise else self._append_all(tokens, new_tokens)
         for row, new, kept in zip(self.rows, new_tokens, num_kept, strict=True):
             self.tokens[row].extend(new[:kept])
+        self.has_ended = [ended for checker in self.checkers for ended in checker.has_ended]
         if self.streamer is not None:
             self._stream(self.streamer)
         return num_kept
@@ -184,7 +183,7 @@ class Answer:
         num_kept = []
         for i, (row, new) in enumerate(zip(self.rows, new_tokens, strict=True)):
             checker, with_new = self.checkers[row], longest[i : i + 1, self.starts[i] : width + len(new)]
-            num_kept.append(0 if checker.is_finished else checker.count_kept(with_new, [new], None))
+            num_kept.append(0 if self.has_ended[row] else checker.count_kept(with_new, [new], None))
         lengths = [width - start + kept for start, kept in zip(self.starts, num_kept, strict=True)]
         self.starts = [max(lengths) - length for length in lengths]
         ends = torch.tensor([[width + kept] for kept in num_kept], device=longest.device)
@@ -198,7 +197,7 @@ class Answer:
             streamer.put(torch.tensor([self.tokens[0][self.num_streamed :]]))
             self.num_streamed = len(self.tokens[0])
             return
-        going_on = [len(tokens) for row, tokens in enumerate(self.tokens) if not self._has_ended(row)]
+        going_on = [len(tokens) for row, tokens in enumerate(self.tokens) if not self.has_ended[row]]
         until = min(going_on, default=max(map(len, self.tokens)))
         for step in range(self.num_streamed, until):
             streamer.put(torch.tensor([t[step] if step < len(t) else self.pad_token for t in self.tokens]))

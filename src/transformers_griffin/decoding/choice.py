@@ -21,9 +21,9 @@ from transformers.generation import (
     EosTokenCriteria,
     EpsilonLogitsWarper,
     EtaLogitsWarper,
-    ForcedEOSTokenLogitsProcessor,
     ExponentialDecayLengthPenalty,
     ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
     InfNanRemoveLogitsProcessor,
     LogitNormalization,
     MaxLengthCriteria,
@@ -168,7 +168,9 @@ class TokenChooser:
 
 def _of_row(processor: Any, row: int) -> Any:
     """The processor for one row of the prompts; a repetition penalty knows how far each row is padded."""
-    if type(processor) is RepetitionPenaltyLogitsProcessor and isinstance(processor.prompt_ignore_length, torch.Tensor):
+    if type(processor) is RepetitionPenaltyLogitsProcessor and isinstance(
+        processor.prompt_ignore_length, torch.Tensor
+    ):
         return RepetitionPenaltyLogitsProcessor(processor.penalty, processor.prompt_ignore_length[row : row + 1])
     return processor
 
