@@ -203,6 +203,10 @@ class Answer:
             streamer.put(torch.tensor([t[step] if step < len(t) else self.pad_token for t in self.tokens]))
         self.num_streamed = max(self.num_streamed, until)
 
+    def last_tokens(self) -> torch.Tensor:
+        """The last token of every answer, of shape `(batch_size, 1)`."""
+        return torch.tensor([[row[-1]] for row in self.tokens], device=self.prompts.device)
+
     def sequences(self) -> torch.Tensor:
         """Prompts and answers, of shape `(batch_size, total_length)`; shorter ones are padded on the right."""
         longest = max(map(len, self.tokens))

@@ -29,32 +29,38 @@ class FinishedRows:
         self.cache = cache
         # row -> for each layer its keys and values, each (1, heads, length, head_dim), and their first slot
         self.entries: dict[int, list[tuple[torch.Tensor, torch.Tensor, int] | None]] = {}
+        self.lengths: dict[int, int] = {}
 
     def take(self, index: int, row: int, length: int) -> None:
         """Copies the first `length` slots of the batch's row `index`, which is known as `row` from now on."""
+        self.lengths[row] = length
         self.entries[row] = [self._entries_of(layer, index, length) for layer in self.cache.layers]
 
-    def put_back(self, rows: list[int], lengths: list[int]) -> None:
+    def put_back(self, rows: list[int], lengths: list[int]) -> list[int]:
         """
         Makes the cache hold all rows again, those in the batch (`rows`, with `lengths`) and those taken out of it, in
         their order and as long as the longest; slots behind a row's own end are zero.
 
-        Effects: replaces the entries of every layer.
+        Returns:
+            the lengths of all rows.
+
+        Effects: replaces the entries of every layer if there were rows to put back.
         """
         if not self.entries:
-            return
+            return lengths
         for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             self.take(index, row, length)
         layers: list[Any] = self.cache.layers
+        longest, shortest = max(self.lengths.values()), min(self.lengths.values())
         for idx, layer in enumerate(layers):
             of_rows = [entry for _, entries in sorted(self.entries.items()) if (entry := entries[idx]) is not None]
             if of_rows:
-                longest = max(first + keys.shape[2] for keys, _, first in of_rows)
-                offset = max(longest - layer.sliding_window + 1, 0) if type(layer) is RaggedSlidingLayer else 0
+                offset = max(shortest - layer.sliding_window + 1, 0) if type(layer) is RaggedSlidingLayer else 0
                 layer.keys = torch.cat([_slots(keys, first, offset, longest) for keys, _, first in of_rows])
                 layer.values = torch.cat([_slots(values, first, offset, longest) for _, values, first in of_rows])
                 if type(layer) is RaggedSlidingLayer:
                     layer.offset = offset
+        return [length for _, length in sorted(self.lengths.items())]
 
     @staticmethod
     def _entries_of(layer: Any, index: int, length: int) -> tuple[torch.Tensor, torch.Tensor, int] | None:

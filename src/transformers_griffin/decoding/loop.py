@@ -22,7 +22,7 @@ from .answer import Answer
 from .candidate_generator import GriffinCandidateGenerator
 from .choice import TokenChooser
 from .finished_rows import FinishedRows, can_drop_rows
-from .kv_cache import can_branch, crop_last, forget_behind_windows, keep_path, prepare_for_tree, stop_recording
+from .kv_cache import crop_last, forget_behind_windows, keep_path, prepare_for_tree, stop_recording
 from .outputs import GriffinGenerateOutput, OutputRecorder, wants_scores
 from .target_forward import TargetForward, check_rotary_frequencies
 
@@ -92,8 +92,9 @@ def decode_with_draft(
             # 5. Stop? The answer knows: the host decided it together with what to keep.
             del outputs, node_features
 
-    if finished is not None:
-        finished.put_back(answer.rows, forward.lengths)
+        if finished is not None and not answer.in_step:
+            forward.read_last_tokens(answer.last_tokens(), finished.put_back(answer.rows, forward.lengths))
+
     stop_recording(forward.cache)
     if streamer is not None:
         streamer.end()
@@ -114,7 +115,8 @@ def _drop_ended_rows(
 ) -> dict[str, Any]:
     """Takes rows that have ended out of the batch, where the cache allows it; returns what the draft reads next."""
     staying = answer.staying
-    can_drop = can_drop_rows(forward.cache) and (finished is None or can_branch(forward.cache))
+    # Rows in step go on reading, as in plain decoding, where somebody may ask for what they have read.
+    can_drop = can_drop_rows(forward.cache) and (finished is None or not answer.in_step)
     if len(staying) == len(answer.rows) or not can_drop:
         return draft_inputs
     if finished is not None:

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from .candidate_generator import TREE_ATTENTION
 from .draft_tree import DraftTree, as_attention_mask, first_nodes, tree_attention_mask
-from .kv_cache import can_branch, can_roll_back, crop_last
+from .kv_cache import can_branch, can_roll_back, crop_last, keep_path
 
 
 logger = logging.get_logger(__name__)
@@ -76,6 +76,7 @@ class TargetForward:
         self.lengths: list[int] = []  # slots of each row
         self.gaps: torch.Tensor | None = None  # (batch_size, 1): slots that a row lacks; None if it is none
         self.position_of_slot: torch.Tensor | None = None
+        self.of_all_rows: tuple[dict[str, Any], torch.Tensor | None] | None = None  # before rows were forgotten
 
     # ------------------------------------------------------------------ forwards
 
@@ -150,6 +151,8 @@ class TargetForward:
         Effects: the cache shrinks to these rows, and to the longest of them.
         """
         batch_size, before = len(self.lengths), self.cache_length
+        self.of_all_rows = self.of_all_rows or (self.model_kwargs, self.position_of_slot)
+        self.model_kwargs = dict(self.model_kwargs)
         index = torch.tensor(rows, device=self.target.device)
         self.cache.batch_select_indices(index)
         for name, value in self.model_kwargs.items():
@@ -159,6 +162,27 @@ class TargetForward:
             self.position_of_slot = self.position_of_slot.index_select(-2, index.to(self.position_of_slot.device))
         self._set_lengths([self.lengths[row] for row in rows])
         crop_last(self.cache, before - self.cache_length)
+
+    def read_last_tokens(self, tokens: torch.Tensor, lengths: list[int]) -> None:
+        """
+        Reads the last token of every row, at the row's own end; the cache holds all rows again.
+
+        Plain decoding reads it while a row waits for longer ones; that of the longest row it does not read.
+
+        Args:
+            tokens (`torch.LongTensor` of shape `(batch_size, 1)`): the last token of each row.
+            lengths (`list[int]`): slots of each row.
+
+        Effects: fills one slot of each row's gap.
+        """
+        if self.of_all_rows is not None:
+            self.model_kwargs, self.position_of_slot = self.of_all_rows
+        self._set_lengths(lengths)
+        if self.gaps is not None:
+            root = torch.zeros_like(tokens)
+            tree = DraftTree(tokens, root, root, root.bool().logical_not().unsqueeze(1), root.float())
+            self.verify(tree, tokens)
+            keep_path(self.cache, root, 0, 1, self.gaps)
 
     def _set_lengths(self, lengths: list[int]) -> None:
         self.lengths, self.cache_length = lengths, max(lengths)
