@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from batches import pad_left
 from generation_helpers import golden_pair, golden_prompts
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -68,7 +69,7 @@ def count_waits(monkeypatch):
     target, draft = golden_pair()
     after_prefill = {}
 
-    def run(**settings: Any) -> tuple[Counter[str], int]:
+    def run(prompt: torch.Tensor | None = None, **settings: Any) -> tuple[Counter[str], int]:
         waits = HostWaits(monkeypatch)
         original = TargetForward.verify
 
@@ -79,12 +80,12 @@ def count_waits(monkeypatch):
         monkeypatch.setattr(TargetForward, "verify", verify)
         with waits:
             output = target.generate(
-                golden_prompts()[0],
+                golden_prompts()[0] if prompt is None else prompt,
                 assistant_model=draft,
                 return_dict_in_generate=True,
                 **({"max_new_tokens": 40, "do_sample": False} | settings),
             )
-        return waits.reads - after_prefill["reads"], len(output.acceptance_lengths[0])
+        return waits.reads - after_prefill["reads"], max(map(len, output.acceptance_lengths))
 
     run.target = target
     return run
@@ -116,6 +117,21 @@ def test_padded_prompt_costs_no_further_waits(count_waits):
     prompt = golden_prompts()[0]
     mask = torch.nn.functional.pad(torch.ones_like(prompt), (2, 0))[:, : prompt.shape[1]]
     reads, num_cycles = count_waits(attention_mask=mask)
+    assert reads == {"tolist": num_cycles}
+
+
+@pytest.mark.parametrize("cache_implementation", [None, "static"])
+@pytest.mark.parametrize("name", ["greedy", "eos", "temperature_top_p", "repetition_penalty"])
+def test_batch_costs_no_further_waits(count_waits, name, cache_implementation):
+    """One read a cycle tells what every row accepted; 9 and 7 end two of the rows early."""
+    inputs = pad_left(golden_prompts()[:3])
+    reads, num_cycles = count_waits(
+        inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        cache_implementation=cache_implementation,
+        **SETTINGS[name],
+    )
+    assert num_cycles >= 8
     assert reads == {"tolist": num_cycles}
 
 

@@ -78,7 +78,9 @@ def run(args: argparse.Namespace) -> None:
     batches = {"batch_size": args.batch_size, "shard_size": args.shard_size}
     if args.regenerate:
         target = load_target(args.target, args.dtype, args.device or default_device(), **hub_kwargs)
-        draft = load_draft(args.draft, target, dtype=target.dtype).to(target.device) if args.draft else None
+        draft = load_draft(args.draft, target, dtype=target.dtype) if args.draft else None
+        if draft is not None:
+            draft.to(target.device)  # type: ignore[arg-type]  # transformers wraps `Module.to` untyped
         lengths = {"max_length": args.max_length, "max_new_tokens": args.max_new_tokens}
         regenerate_answers(
             target, tokenizer, rows, args.output, seed=args.seed, draft=draft, **lengths, **batches, **sampling(args)

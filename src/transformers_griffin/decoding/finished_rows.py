@@ -64,7 +64,7 @@ class FinishedRows:
 
     @staticmethod
     def _entries_of(layer: Any, index: int, length: int) -> tuple[torch.Tensor, torch.Tensor, int] | None:
-        if not isinstance(layer, DynamicLayer) or not layer.is_initialized:
+        if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
             return None  # reads another layer's entries
         first = layer.offset if type(layer) is RaggedSlidingLayer else 0
         rows = slice(index, index + 1)

@@ -78,7 +78,7 @@ class RaggedSlidingLayer(DynamicLayer):
         Effects: cuts the layer in place.
         """
         num_dropped = shortest - self.sliding_window + 1 - self.offset
-        if num_dropped > 0 and self.is_initialized:
+        if num_dropped > 0 and self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[:, :, num_dropped:], self.values[:, :, num_dropped:]
             self.offset += num_dropped
 
@@ -207,7 +207,7 @@ def keep_path(
 def _ragged_window(layer: DynamicSlidingWindowLayer) -> RaggedSlidingLayer:
     """A layer that holds the same."""
     ragged = RaggedSlidingLayer(layer.sliding_window)
-    if layer.is_initialized:
+    if layer.keys is not None and layer.values is not None:
         ragged.update(layer.keys, layer.values)
         ragged.offset = layer.cumulative_length - layer.keys.shape[-2]
     return ragged
@@ -216,7 +216,7 @@ def _ragged_window(layer: DynamicSlidingWindowLayer) -> RaggedSlidingLayer:
 def _plain_window(layer: RaggedSlidingLayer) -> DynamicSlidingWindowLayer:
     """A layer that holds the window of the longest row."""
     plain = DynamicSlidingWindowLayer(layer.sliding_window)
-    if layer.is_initialized:
+    if layer.keys is not None and layer.values is not None:
         plain.update(layer.keys, layer.values)
         plain.cumulative_length = layer.get_seq_length()
     return plain
