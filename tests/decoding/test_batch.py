@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, Architecture, make_prompt, make_target
-from batches import PROMPT_LENGTHS, PlainBatch, decode_batch, decode_batch_plainly, pad_left, tau_of
+from architectures import ARCHITECTURES, SLIDING_WINDOW, Architecture, make_prompt, make_target
+from batches import PAD, PROMPT_LENGTHS, PlainBatch, decode_batch, decode_batch_plainly, pad_left, tau_of
 from exactness import CHAIN, FLAT_TREE, PAPER_TREE, SMALL_TREE
 from noisy_oracle import rows_are_followed
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
@@ -49,6 +49,10 @@ def test_greedy_answers_of_a_batch_are_the_plain_ones(architecture: Architecture
 # One of each kind of layers: full, window, alternating, sinks, shared caches, learned positions, experts.
 FEW = [a for a in TREE_ARCHITECTURES if a.name.split(",")[0] in ("Llama", "Mistral", "Gemma 3", "GPT-OSS", "GPT-2")]
 few_architectures = pytest.mark.parametrize("architecture", FEW, ids=lambda a: a.name)
+
+each_windowed_architecture = pytest.mark.parametrize(
+    "architecture", [WINDOW, BY_NAME["Gemma 3, alternating windows"]], ids=lambda a: a.name
+)
 
 
 def assert_static_cache_is_exact(architecture: Architecture) -> None:
@@ -151,6 +155,51 @@ def _whole_mask(plain: PlainBatch) -> torch.Tensor:
 
 def _positions(plain: PlainBatch) -> torch.Tensor:
     return (_whole_mask(plain).cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def test_rows_that_have_ended_leave_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the cache keeps its shape they stay, and nothing is counted for them any more."""
+    plain = decode_batch_plainly(LLAMA)
+    num_rows: list[int] = []
+    original = TargetForward.verify
+
+    def verify(self: TargetForward, tree: DraftTree, input_ids: torch.Tensor) -> Any:
+        num_rows.append(len(tree.tokens))
+        return original(self, tree, input_ids)
+
+    monkeypatch.setattr(TargetForward, "verify", verify)
+    ours, _ = decode_batch(plain, SMALL_TREE, eos_token_id=plain.ends_at(1, 10), return_dict_in_generate=False)
+    assert ours.shape == plain.sequences.shape
+    alone, _ = decode_batch(plain, SMALL_TREE, eos_token_id=plain.ends_at(1, 10))
+    num_cycles = [len(cycles) for cycles in alone.acceptance_lengths]
+    assert num_cycles[1] < min(num_cycles[0], num_cycles[2])
+    expected = [sum(number > cycle for number in num_cycles) for cycle in range(max(num_cycles))]
+    assert num_rows[: max(num_cycles)] == expected
+    num_rows.clear()
+    ours, _ = decode_batch(plain, SMALL_TREE, eos_token_id=plain.ends_at(1, 10), cache_implementation="static")
+    assert ours.acceptance_lengths == alone.acceptance_lengths
+    assert set(num_rows) == {3}
+
+
+@each_windowed_architecture
+def test_returned_cache_of_a_target_with_windows_is_the_plain_one(architecture: Architecture) -> None:
+    """In the rows that go on to the end; a row that ended early has left the window long ago."""
+    plain = decode_batch_plainly(architecture)
+    eos = plain.ends_at(1, 10)
+    settings = {"eos_token_id": eos, "max_new_tokens": plain.num_new, "do_sample": False}
+    expected = plain.target.generate(
+        plain.prompts, attention_mask=plain.mask, return_dict_in_generate=True, **settings
+    ).past_key_values
+    ours, _ = decode_batch(plain, SMALL_TREE, eos_token_id=eos)
+    assert ours.past_key_values.get_seq_length() == expected.get_seq_length()
+    longest = [row for row in (0, 2) if ours.sequences[row, -1] != PAD]
+    assert longest
+    for found_layer, layer in zip(ours.past_key_values.layers, expected.layers, strict=True):
+        assert type(found_layer) is type(layer)
+        assert found_layer.keys.shape == layer.keys.shape
+        for row in longest:
+            first = int((plain.mask[row] == 0).sum()) if layer.keys.shape[2] > SLIDING_WINDOW else 0
+            torch.testing.assert_close(found_layer.keys[row, :, first:], layer.keys[row, :, first:], atol=1e-3, rtol=0)
 
 
 # ---------------------------------------------------------------------------------------------------- memory

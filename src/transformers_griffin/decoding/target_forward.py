@@ -165,9 +165,9 @@ class TargetForward:
 
     def read_last_tokens(self, tokens: torch.Tensor, lengths: list[int]) -> None:
         """
-        Reads the last token of every row, at the row's own end; the cache holds all rows again.
+        Reads the last token of every row, now that the cache holds all rows again, into the row's own end.
 
-        Plain decoding reads it while a row waits for longer ones; that of the longest row it does not read.
+        Plain decoding reads it while the row waits for longer ones, and does not read that of the longest row.
 
         Args:
             tokens (`torch.LongTensor` of shape `(batch_size, 1)`): the last token of each row.
@@ -180,8 +180,8 @@ class TargetForward:
         self._set_lengths(lengths)
         if self.gaps is not None:
             root = torch.zeros_like(tokens)
-            tree = DraftTree(tokens, root, root, root.bool().logical_not().unsqueeze(1), root.float())
-            self.verify(tree, tokens)
+            sees_itself = torch.ones_like(tokens, dtype=torch.bool).unsqueeze(1)
+            self.verify(DraftTree(tokens, root, root, sees_itself, root.float()), tokens)
             keep_path(self.cache, root, 0, 1, self.gaps)
 
     def _set_lengths(self, lengths: list[int]) -> None:
