@@ -145,7 +145,7 @@ def regenerate_answers(
         "max_new_tokens": max_new_tokens,
         "generate": json.dumps(generate_kwargs, sort_keys=True),
         # With another draft an interrupted run would go on with other random numbers.
-        **({} if draft is None else {"draft": draft.config.name_or_path}),
+        "draft": None if draft is None else draft.config.name_or_path,
     }
     num_shards = -(-len(rows) // shard_size)
     writer = ShardWriter(path, KIND, settings, num_shards, about={"target": target.config.name_or_path})
