@@ -9,10 +9,11 @@ prefix, as a draft must be, and its trees branch, err at the root, and hold righ
 
 from typing import Any
 
+import pytest
 import torch
 from transformers import PreTrainedModel
 
-from transformers_griffin import GriffinDraftModel
+from transformers_griffin import GriffinCandidateGenerator, GriffinDraftModel
 from transformers_griffin.modeling_griffin import GriffinDraftOutput
 
 
@@ -24,20 +25,26 @@ NUM_NOISE_ROWS = 1009
 class NoisyOracleDraft(GriffinDraftModel):
     """See the module; `verified` collects what the draft was told about verified tokens, one entry per call."""
 
-    def learn(self, answer: torch.Tensor, seed: int = 0) -> "NoisyOracleDraft":
+    def learn(self, answers: list[torch.Tensor], seed: int = 0) -> "NoisyOracleDraft":
         """
         Args:
-            answer (`torch.LongTensor` of shape `(1, length)`): prompt and answer of the target.
+            answers (`list[torch.Tensor]`): for each row of the batch prompt and answer of the target, 1-D, unpadded.
         """
         generator = torch.Generator().manual_seed(seed)
         vocab_size, margin = self.config.vocab_size, 64  # drafts reach behind the end of the answer
-        behind = torch.randint(vocab_size, (margin,), generator=generator)
-        self.answer = torch.cat((answer[0], behind))
-        luck = torch.rand(len(self.answer), generator=generator)
-        is_runner_up = luck < SHARE_FAVOURITE + SHARE_RUNNER_UP
-        right_logits = torch.where(is_runner_up, RUNNER_UP, MISSING)
-        self.right_logits = right_logits.masked_fill(luck < SHARE_FAVOURITE, FAVOURITE)
+        longest = max(map(len, answers)) + margin
+        known, right_logits = [], []
+        for answer in answers:
+            behind = torch.randint(vocab_size, (longest - len(answer),), generator=generator)
+            luck = torch.rand(longest, generator=generator)
+            is_runner_up = luck < SHARE_FAVOURITE + SHARE_RUNNER_UP
+            known.append(torch.cat((answer, behind)))
+            right_logits.append(
+                torch.where(is_runner_up, RUNNER_UP, MISSING).masked_fill(luck < SHARE_FAVOURITE, FAVOURITE)
+            )
+        self.answers, self.right_logits = torch.stack(known), torch.stack(right_logits)
         self.noise = torch.randn(NUM_NOISE_ROWS, vocab_size, generator=generator)
+        self.rows = torch.arange(len(answers))  # those still in the batch
         self.verified: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         return self
 
@@ -54,7 +61,7 @@ class NoisyOracleDraft(GriffinDraftModel):
         )
         if input_ids is None:  # verified pairs come as embeddings, and their tokens are the answer's
             self.verified.append((position_ids, inputs_embeds, features))
-            input_ids = self.answer[position_ids + 1]
+            input_ids = self._known(position_ids + 1)
         # What `compute_logits` needs to know travels in the first two channels.
         output.predict = torch.zeros_like(output.predict)
         output.predict[..., 0], output.predict[..., 1] = position_ids, input_ids
@@ -63,23 +70,40 @@ class NoisyOracleDraft(GriffinDraftModel):
     def compute_logits(self, predict: torch.Tensor) -> torch.Tensor:
         position, token = predict[..., 0].long(), predict[..., 1].long()
         logits = self.noise[(31 * position + 17 * token) % NUM_NOISE_ROWS]
-        right_token = self.answer[position + 2].unsqueeze(-1)
+        right_token = self._known(position + 2).unsqueeze(-1)
         right_logit = torch.where(
-            token == self.answer[position + 1],
-            self.right_logits[position + 2],
+            token == self._known(position + 1),
+            self.right_logits[self.rows.unsqueeze(1), position + 2],
             logits.gather(-1, right_token).squeeze(-1),
         )
         return logits.scatter(-1, right_token, right_logit.unsqueeze(-1))
 
+    def _known(self, positions: torch.Tensor) -> torch.Tensor:
+        return self.answers[self.rows.unsqueeze(1), positions]
 
-def noisy_oracle(target: PreTrainedModel, answer: torch.Tensor, shape: tuple[int, int, int]) -> NoisyOracleDraft:
+
+def noisy_oracle(
+    target: PreTrainedModel, answers: torch.Tensor | list[torch.Tensor], shape: tuple[int, int, int]
+) -> NoisyOracleDraft:
     """
-    A draft that fits `target` and knows `answer`.
+    A draft that fits `target` and knows `answers`.
 
     Args:
         shape: `(num_assistant_tokens, draft_tree_depth, draft_tree_top_k)`.
     """
-    draft = NoisyOracleDraft.from_target(target).learn(answer)
+    draft = NoisyOracleDraft.from_target(target).learn(list(answers))
     num_tokens, depth, top_k = shape
     draft.generation_config.update(num_assistant_tokens=num_tokens, draft_tree_depth=depth, draft_tree_top_k=top_k)
     return draft
+
+
+@pytest.fixture
+def rows_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tells the draft which rows of its batch are left."""
+    original = GriffinCandidateGenerator.keep_rows
+
+    def keep_rows(self: GriffinCandidateGenerator, rows: list[int]) -> None:
+        self.draft.rows = self.draft.rows[rows]
+        original(self, rows)
+
+    monkeypatch.setattr(GriffinCandidateGenerator, "keep_rows", keep_rows)

@@ -225,9 +225,12 @@ def test_prepare_says_what_it_will_take_and_stores_features(chatting_pair, chats
 
 def test_prepare_regenerates_answers_that_features_can_be_stored_of(chatting_pair, chats, tmp_path, capsys):
     answers, more = tmp_path / "answers", ["--max-new-tokens", "5", "--max-length", "40"]
-    assert main(prepare_args(chatting_pair, chats, answers, "--regenerate", *more, "--batch-size", "2")) == 0
+    assert main(prepare_args(chatting_pair, chats, answers, "--regenerate", *more, "--dtype", "float32")) == 0
     assert capsys.readouterr().out == f"Wrote {answers}: answers of {chatting_pair / 'target'}\n"
     assert [len(row["messages"]) for row in load_training_data(answers)] == [2, 2, 2]
+    drafted, draft = tmp_path / "drafted", ["--draft", str(chatting_pair / "draft"), "--dtype", "float32"]
+    assert main(prepare_args(chatting_pair, chats, drafted, "--regenerate", *more, *draft)) == 0
+    assert load_training_data(drafted).to_list() == load_training_data(answers).to_list()
     assert main(prepare_args(chatting_pair, answers, tmp_path / "features", "--max-length", "40")) == 0
     assert len(load_features(tmp_path / "features", tiny_llama())) == 3
 

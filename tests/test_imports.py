@@ -30,10 +30,12 @@ ROOMS = (
 # Within decoding, too.
 DECODING = (
     "draft_tree",
+    "kv_cache",
     "candidate_generator",
     "verification",
-    "kv_cache",
+    "finished_rows",
     "choice",
+    "answer",
     "target_forward",
     "outputs",
     "loop",

@@ -10,6 +10,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     StaticCache,
+    StoppingCriteria,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -184,26 +185,51 @@ def test_stateful_target(pair):
 # ---------------------------------------------------------------------- calls
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "others"),
-    [("num_beams", 2, {}), ("num_return_sequences", 3, {"do_sample": True}), ("num_beams", 4, {"do_sample": True})],
-)
-def test_more_than_one_sequence(pair, name, value, others):
+@pytest.mark.parametrize("num_beams", [2, 4])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_beams(pair, num_beams, do_sample):
     """Transformers alone would run beam search and leave the draft out."""
     assert_refuses(
-        f"`{name}` is {value}, but GRIFFIN decoding follows one sequence. Set it to 1, or call `generate()` without "
-        "`assistant_model`.",
+        f"`num_beams` is {num_beams}, but GRIFFIN decoding does not search beams. Set it to 1, or call `generate()` "
+        "without `assistant_model`.",
         *pair,
-        **{name: value} | others,
+        num_beams=num_beams,
+        do_sample=do_sample,
     )
 
 
-def test_batch_of_several_prompts(pair):
+class EndsWith9(StoppingCriteria):
+    """A user's own end of sequence, which transformers takes for one by its attribute."""
+
+    eos_token_id = 9
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return input_ids[:, -1] == self.eos_token_id
+
+
+def test_rows_that_end_early_without_a_padding_token(pair):
+    """Plain decoding fails here as well, with a `TypeError`."""
+    kwargs = {"stopping_criteria": [EndsWith9()], "prompt": PROMPT.expand(2, -1)}
     assert_refuses(
-        "The batch has 3 rows, but GRIFFIN decoding takes 1. Call `generate()` once per prompt, or without "
-        "`assistant_model`.",
+        "`pad_token_id` is None, but rows of a batch that end early are filled with it. Set `pad_token_id` in "
+        "`generate()` or in the target's generation config.",
         *pair,
-        prompt=PROMPT.expand(3, -1),
+        **kwargs,
+    )
+    target, draft = pair
+    with pytest.raises(TypeError):
+        target.generate(PROMPT.expand(2, -1), stopping_criteria=[EndsWith9()], max_new_tokens=4)
+    assert target.generate(PROMPT.expand(2, -1), assistant_model=draft, max_new_tokens=4).shape == (2, 9)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, "4"])
+def test_batch_size_of_the_tree_out_of_range(pair, value):
+    pair[1].generation_config.draft_tree_batch_size = value
+    assert_refuses(
+        f"`draft_tree_batch_size` is {value!r}, but must be an integer from 1 on. Set it in "
+        "`draft.generation_config`.",
+        *pair,
+        prompt=PROMPT.expand(2, -1),
     )
 
 

@@ -289,14 +289,21 @@ def seen_slots_slowly(parents, node, prefix_length, sliding_window, padding) -> 
     st.integers(0, 20),
     st.none() | st.integers(1, 24),
     st.booleans(),
+    st.booleans(),
     st.integers(0, 5),
     st.data(),
 )
-def test_tree_mask_shows_what_plain_decoding_of_each_path_shows(case, prefix_length, window, padded, tail, data):
-    """Offsets (the forgotten start of a sliding layer), the empty rest of a static cache, left padding, a batch."""
+def test_tree_mask_shows_what_plain_decoding_of_each_path_shows(
+    case, prefix_length, window, padded, ragged, tail, data
+):
+    """
+    Offsets (the forgotten start of a sliding layer), the empty rest of a static cache, left padding, a batch whose
+    rows have different lengths: the oracle's tree begins at the row's own end, and ours behind the longest row's.
+    """
     batch, depth = case
     tree = tree_of(batch, depth)
     offset = data.draw(st.integers(0, prefix_length), label="offset")
+    gaps = [data.draw(st.integers(0, prefix_length), label="gap") if ragged else 0 for _ in batch]
     kv_length = prefix_length - offset + len(batch[0]) + tail
     padding = None
     if padded:
@@ -310,6 +317,7 @@ def test_tree_mask_shows_what_plain_decoding_of_each_path_shows(case, prefix_len
         kv_offset=offset,
         sliding_window=window,
         padding_mask=None if padding is None else torch.tensor(padding).reshape(len(batch), prefix_length),
+        gaps=torch.tensor(gaps).unsqueeze(1) if ragged else None,
     )
 
     assert mask.shape == (len(batch), 1, len(batch[0]), kv_length)
@@ -317,7 +325,9 @@ def test_tree_mask_shows_what_plain_decoding_of_each_path_shows(case, prefix_len
         for node in range(len(parents)):
             seen = {offset + column for column in mask[row, 0, node].nonzero().flatten().tolist()}
             row_padding = None if padding is None else padding[row]
-            expected = seen_slots_slowly(parents, node, prefix_length, window, row_padding)
+            own_end = prefix_length - gaps[row]
+            own_slots = seen_slots_slowly(parents, node, own_end, window, row_padding and row_padding[:own_end])
+            expected = {slot + (gaps[row] if slot >= own_end else 0) for slot in own_slots}
             assert seen == {slot for slot in expected if slot >= offset}
 
 

@@ -343,7 +343,7 @@ def _window_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _cache_keeps_the_first_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def keep_first(cache: Cache, path: torch.Tensor, num_kept: int, num_nodes: int) -> None:
+    def keep_first(cache: Cache, path: torch.Tensor, num_kept: int, num_nodes: int, gaps: Any) -> None:
         crop_last(cache, num_nodes - num_kept)
 
     monkeypatch.setattr(loop, "keep_path", keep_first)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from batches import pad_left
 from generation_helpers import golden_pair, golden_prompts
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from transformers_griffin.decoding import loop
+from transformers_griffin.decoding import answer
 from transformers_griffin.decoding.target_forward import TargetForward
 
 
@@ -68,7 +69,7 @@ def count_waits(monkeypatch):
     target, draft = golden_pair()
     after_prefill = {}
 
-    def run(**settings: Any) -> tuple[Counter[str], int]:
+    def run(prompt: torch.Tensor | None = None, **settings: Any) -> tuple[Counter[str], int]:
         waits = HostWaits(monkeypatch)
         original = TargetForward.verify
 
@@ -79,12 +80,12 @@ def count_waits(monkeypatch):
         monkeypatch.setattr(TargetForward, "verify", verify)
         with waits:
             output = target.generate(
-                golden_prompts()[0],
+                golden_prompts()[0] if prompt is None else prompt,
                 assistant_model=draft,
                 return_dict_in_generate=True,
                 **({"max_new_tokens": 40, "do_sample": False} | settings),
             )
-        return waits.reads - after_prefill["reads"], len(output.acceptance_lengths[0])
+        return waits.reads - after_prefill["reads"], max(map(len, output.acceptance_lengths))
 
     run.target = target
     return run
@@ -119,27 +120,42 @@ def test_padded_prompt_costs_no_further_waits(count_waits):
     assert reads == {"tolist": num_cycles}
 
 
+@pytest.mark.parametrize("cache_implementation", [None, "static"])
+@pytest.mark.parametrize("name", ["greedy", "eos", "temperature_top_p", "repetition_penalty"])
+def test_batch_costs_no_further_waits(count_waits, name, cache_implementation):
+    """One read a cycle tells what every row accepted; 9 and 7 end two of the rows early."""
+    inputs = pad_left(golden_prompts()[:3])
+    reads, num_cycles = count_waits(
+        inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        cache_implementation=cache_implementation,
+        **SETTINGS[name],
+    )
+    assert num_cycles >= 8
+    assert reads == {"tolist": num_cycles}
+
+
 def test_a_wait_in_the_cycle_is_found(count_waits, monkeypatch):
     """The counter itself: one more read in the loop is one more wait a cycle."""
-    original = loop.accept_path
+    original = answer.accept_path
 
     def slow_accept(tree, tokens, path_length):
         assert int(tree.depths.max()) < path_length
         return original(tree, tokens, path_length)
 
-    monkeypatch.setattr(loop, "accept_path", slow_accept)
+    monkeypatch.setattr(answer, "accept_path", slow_accept)
     reads, num_cycles = count_waits()
     assert reads == {"tolist": num_cycles, "__int__": num_cycles}
 
 
 def test_mask_indexing_in_the_cycle_is_found(count_waits, monkeypatch):
     """The counter itself: `tensor[mask]` must know how many entries there are."""
-    original = loop.accept_path
+    original = answer.accept_path
 
     def slow_accept(tree, tokens, path_length):
         tree.tokens[tree.depths > 0]
         return original(tree, tokens, path_length)
 
-    monkeypatch.setattr(loop, "accept_path", slow_accept)
+    monkeypatch.setattr(answer, "accept_path", slow_accept)
     reads, num_cycles = count_waits()
     assert reads == {"tolist": num_cycles, "aten.index.Tensor": num_cycles}

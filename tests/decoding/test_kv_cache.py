@@ -20,10 +20,12 @@ from transformers.cache_utils import (
 )
 
 from transformers_griffin.decoding.kv_cache import (
+    RaggedSlidingLayer,
     StaticFullSlidingLayer,
     can_branch,
     can_roll_back,
     crop_last,
+    forget_behind_windows,
     keep_path,
     prepare_for_tree,
     stop_recording,
@@ -109,6 +111,50 @@ def test_accepted_paths_stay_in_order_over_many_cycles(kind: str, prompt_length:
         keep_path(cache, path, num_kept, NUM_NODES)
         oracle.keep(path, num_kept, NUM_NODES)
         _check(cache, oracle, visible)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_rows_that_keep_different_numbers_of_nodes_stay_as_long_as_they_are(kind: str) -> None:
+    """Three cycles; the cache is as long as the longer row, each row is stored from the left, and 0 may be kept."""
+    make_layer, _ = LAYERS[kind]
+    cache, oracle = Cache(layers=[make_layer()]), Rows()
+    prepare_for_tree(cache, NUM_NODES, MAX_LENGTH, is_ragged=True)
+    oracle.append(cache, 6)
+    rows, lengths = [list(row) for row in oracle.rows], [6, 6]
+    generator = torch.Generator().manual_seed(0)
+    for kept in ([3, 1], [1, 5], [0, 8], [4, 2]):
+        width = max(lengths)
+        oracle.append(cache, NUM_NODES)
+        path = torch.stack([_random_path(generator, max(n, 1))[row] for row, n in enumerate(kept)])
+        for row, n in enumerate(kept):
+            nodes = oracle.rows[row][-NUM_NODES:]
+            rows[row].extend(nodes[node] for node in path[row, :n].tolist())
+        gaps = torch.tensor([[width - length] for length in lengths])
+        lengths = [length + n for length, n in zip(lengths, kept, strict=True)]
+        keep_path(cache, path, max(lengths) - width, NUM_NODES, gaps)
+        forget_behind_windows(cache, min(lengths))
+        assert int(cache.get_seq_length()) == max(lengths)
+        layer = cache.layers[0]
+        first = max(min(lengths) - WINDOW + 1, 0) if type(layer) is RaggedSlidingLayer else 0
+        for row, entries in enumerate(rows):
+            found = layer.keys[row : row + 1, :, : lengths[row] - first]
+            torch.testing.assert_close(found, _states([entries[first:]]), rtol=0, atol=0)
+        if not isinstance(layer, StaticLayer):
+            assert layer.keys.shape[2] == max(lengths) - first
+
+
+def test_layer_with_a_window_for_rows_of_different_lengths_takes_over_what_another_holds_and_gives_it_back() -> None:
+    cache, oracle = Cache(layers=[DynamicSlidingWindowLayer(WINDOW)]), Rows()
+    oracle.append(cache, 9)
+    prepare_for_tree(cache, NUM_NODES, MAX_LENGTH, is_ragged=True)
+    assert type(cache.layers[0]) is RaggedSlidingLayer
+    assert cache.get_mask_sizes(NUM_NODES, 0) == (WINDOW - 1 + NUM_NODES, 9 - WINDOW + 1)
+    oracle.append(cache, 3)
+    stop_recording(cache)
+    assert type(cache.layers[0]) is DynamicSlidingWindowLayer
+    _check(cache, oracle, LAYERS["dynamic with a window"][1])
+    oracle.append(cache, 1)
+    _check(cache, oracle, LAYERS["dynamic with a window"][1])
 
 
 @each_layer

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from transformers import (
     GenerationConfig,
     LlamaForCausalLM,
+    LogitsProcessor,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -28,8 +29,8 @@ from transformers import (
 from transformers.cache_utils import DynamicCache
 
 from conftest import GOLDEN_CASES, golden_json, golden_tensors, tiny_llama
-from transformers_griffin import GriffinCandidateGenerator, GriffinDraftModel
-from transformers_griffin.decoding import loop
+from transformers_griffin import GriffinCandidateGenerator, GriffinDraftModel, GriffinGenerateOutput
+from transformers_griffin.decoding import answer
 from transformers_griffin.decoding.choice import TokenChooser
 from transformers_griffin.decoding.draft_tree import DraftTree, ancestor_mask
 from transformers_griffin.decoding.target_forward import TargetForward
@@ -371,9 +372,54 @@ def test_generate_is_as_surprising_as_the_target(pair, name):
 
 def test_the_released_rule_in_generate_is_found_out(pair, monkeypatch):
     """The same statistic of the same 500 tokens, with the released rule in the loop: tokens that top-p excludes."""
-    monkeypatch.setattr(loop, "walk_path", wrong_at_leaves)
+    monkeypatch.setattr(answer, "walk_path", wrong_at_leaves)
     sequences, _ = generate_long(pair, "top-p 0.8", count=5)
     assert surprise(pair[0], processors_of("top-p 0.8"), sequences) > BOUND
+
+
+class Unchanged(LogitsProcessor):
+    """A user's own processor: nobody knows that it does nothing, so all rows advance in step."""
+
+    def __call__(self, input_ids, scores):
+        return scores
+
+
+def generate_batch(pair, name: str, num_rows: int, num_tokens: int, **kwargs) -> GriffinGenerateOutput:
+    """`num_rows` answers to the same prompt, side by side, with the tree that a single prompt gets."""
+    target, draft = pair
+    draft.generation_config.draft_tree_batch_size = num_rows
+    settings = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0} | PROCESSORS[name] | kwargs
+    return target.generate(
+        PROMPT,
+        assistant_model=draft,
+        num_return_sequences=num_rows,
+        do_sample=True,
+        max_new_tokens=num_tokens,
+        return_dict_in_generate=True,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize(("name", "num_rows", "num_calls"), [("T=1.3", 3000, 2), ("all", 400, 3)])
+def test_answers_of_a_batch_have_the_law_of_the_target(pair, name, num_rows, num_calls):
+    """Each row at its own pace; with a repetition penalty processors are asked about each row by itself."""
+    torch.manual_seed(0)
+    outputs = [generate_batch(pair, name, num_rows, ANSWER_LENGTH) for _ in range(num_calls)]
+    assert {len(cycles) for output in outputs for cycles in output.acceptance_lengths} == {1, 2, 3}
+    answers = torch.cat([output.sequences[:, PROMPT.shape[1] :] for output in outputs])
+    counts = code_of(answers).bincount(minlength=VOCAB_SIZE**ANSWER_LENGTH)
+    assert odds(counts, exact_law(pair[0], processors_of(name))) > LEVEL
+
+
+def test_rows_that_advance_in_step_have_the_law_of_the_target(pair):
+    """400 tokens of four rows, of which a cycle keeps as many as the least lucky row accepts."""
+    torch.manual_seed(0)
+    outputs = [generate_batch(pair, "all", 4, 100, logits_processor=[Unchanged()])]
+    cycles = outputs[0].acceptance_lengths
+    assert cycles[0] == cycles[1] == cycles[2]
+    assert max(cycles[0]) > 1
+    sequences = torch.cat([output.sequences for output in outputs])
+    assert abs(surprise(pair[0], processors_of("all"), sequences)) < BOUND
 
 
 @pytest.mark.slow

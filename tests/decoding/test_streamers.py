@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from batches import pad_left
 from generation_helpers import golden_pair, golden_prompts
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TextIteratorStreamer, TextStreamer
@@ -81,11 +82,33 @@ def test_iterator_streamer_hands_text_to_another_thread(pair):
     assert text == " ".join(f"w{token}" for token in plain[0, prompt.shape[1] :].tolist())
 
 
-def test_streamer_that_refuses_a_batch_is_not_asked_about_it(pair):
-    """The checks refuse the batch before anything but the prompt is streamed."""
+def test_text_streamer_refuses_a_batch_as_in_plain_decoding(pair):
     target, draft = pair
-    streamer = RecordingStreamer()
-    with pytest.raises(ValueError, match="The batch has 2 rows"):
-        target.generate(torch.ones(2, 3, dtype=torch.long), assistant_model=draft, streamer=streamer, max_new_tokens=4)
-    assert streamer.num_ends == 0
-    assert len(streamer.pieces) == 1
+    batch = torch.ones(2, 3, dtype=torch.long)
+    for assistant in ({}, {"assistant_model": draft}):
+        with pytest.raises(ValueError, match="only supports batch size 1"):
+            target.generate(batch, streamer=TextStreamer(word_tokenizer()), max_new_tokens=4, **assistant)
+
+
+@pytest.mark.parametrize("in_step", [False, True])
+def test_streamer_that_takes_a_batch_gets_a_token_of_every_row_at_a_time(pair, in_step):
+    """As in plain decoding: padding for a row that has ended (token 139 is the first one's third) or is not there."""
+    target, draft = pair
+    batch = pad_left(golden_prompts()[:3])
+    criteria = [lambda input_ids, scores, **_: torch.zeros(len(input_ids), dtype=torch.bool)] if in_step else None
+    pieces = []
+    for assistant in ({}, {"assistant_model": draft}):
+        streamer = RecordingStreamer()
+        target.generate(
+            **batch,
+            streamer=streamer,
+            max_new_tokens=20,
+            eos_token_id=139,
+            do_sample=False,
+            stopping_criteria=criteria,
+            **assistant,
+        )
+        assert streamer.num_ends == 1
+        pieces.append(streamer.pieces)
+    assert pieces[1] == pieces[0]
+    assert [len(piece) for piece in pieces[1][1:]] == [3] * 20

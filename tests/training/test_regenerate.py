@@ -9,6 +9,7 @@ from datasets import Dataset
 from prepare_helpers import chat_rows, files_of, run_answers
 
 from conftest import tiny_llama
+from transformers_griffin import GriffinDraftModel
 from transformers_griffin.training import load_training_data, regenerate_answers
 
 
@@ -113,6 +114,22 @@ def test_sampling_is_repeatable_and_follows_the_seed(tmp_path):
     )
     assert first == again
     assert first != other
+
+
+def test_a_draft_changes_no_answer(tmp_path):
+    """Batches of unequal prompts whose answers end at different times."""
+    target = tiny_llama()
+    draft = GriffinDraftModel.from_target(target)
+    rows = [{"messages": [user(f"w{number} hi" * (number % 4 + 1)), assistant(""), user("no")]} for number in range(9)]
+    settings = {"max_new_tokens": 12, "shard_size": 3, "batch_size": 3, "eos_token_id": END_TOKENS}
+    cycles = []
+    handle = draft.register_forward_hook(lambda *_: cycles.append(1))
+    with_draft = regenerate(tmp_path / "drafted", rows, target, draft=draft, **settings)
+    handle.remove()
+    assert cycles
+    assert with_draft == regenerate(tmp_path / "plain", rows, target, **settings)
+    with pytest.raises(ValueError, match="begun with other settings"):
+        regenerate(tmp_path / "drafted", rows, target, **settings)
 
 
 def test_settings_of_an_earlier_run_must_be_the_same(tmp_path):

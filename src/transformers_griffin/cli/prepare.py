@@ -8,6 +8,7 @@ from .shared import (
     add_parser,
     add_sampling,
     default_device,
+    load_draft,
     load_target,
     positive_int,
     quiet_transformers,
@@ -21,6 +22,7 @@ Data are JSON-lines files, a `datasets` directory or a dataset on the Hub, with 
 
 examples:
   griffin prepare --target user/target --data chats.jsonl --output answers --regenerate
+  griffin prepare --target user/target --data chats.jsonl --output answers --regenerate --draft my-draft
   griffin prepare --target user/target --data answers --output features --pack
   griffin prepare --target user/target --data user/chats --split "train[:10%]" --output features --max-length 4096
 """
@@ -52,6 +54,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--force", action="store_true", help="start although the disk has too little space")
     answers = parser.add_argument_group("the target's own answers")
     answers.add_argument("--regenerate", action="store_true", help="write conversations answered by the target")
+    answers.add_argument("--draft", metavar="DIR_OR_REPO", help="speeds the target up and changes no answer")
     answers.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=512, help="default: %(default)s")
     add_sampling(answers)
     answers.add_argument("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
@@ -75,9 +78,12 @@ def run(args: argparse.Namespace) -> None:
     batches = {"batch_size": args.batch_size, "shard_size": args.shard_size}
     if args.regenerate:
         target = load_target(args.target, args.dtype, args.device or default_device(), **hub_kwargs)
+        draft = load_draft(args.draft, target, dtype=target.dtype) if args.draft else None
+        if draft is not None:
+            draft.to(target.device)  # type: ignore[arg-type]  # transformers wraps `Module.to` untyped
         lengths = {"max_length": args.max_length, "max_new_tokens": args.max_new_tokens}
         regenerate_answers(
-            target, tokenizer, rows, args.output, seed=args.seed, **lengths, **batches, **sampling(args)
+            target, tokenizer, rows, args.output, seed=args.seed, draft=draft, **lengths, **batches, **sampling(args)
         )
     else:
         tokens = tokenize_dataset(

@@ -10,6 +10,9 @@ each later one a whole level of the tree, which feeds back the regress features 
 Beam nodes of one level share a position and see the verified prefix, their own ancestors and themselves. When the tree
 is built, the draft's cache forgets the levels and keeps only verified pairs.
 
+The rows of a batch may bring different numbers of pairs. They are read side by side, right-aligned, and then stored
+as `kv_cache.py` says: each row's pairs one behind the other.
+
 Next: `verification.py`.
 """
 
@@ -31,6 +34,7 @@ from .draft_tree import (
     propose_children,
     stable_top_k,
 )
+from .kv_cache import crop_last, keep_path
 
 
 logger = logging.get_logger(__name__)
@@ -52,6 +56,8 @@ class GriffinCandidateGenerator(CandidateGenerator):
         generation_config ([`~transformers.GenerationConfig`], *optional*):
             Source of the tree settings `num_assistant_tokens`, `draft_tree_depth` and `draft_tree_top_k`; the draft's
             own by default.
+        batch_size (`int`, defaults to 1):
+            Rows that share a forward of the target; the more, the smaller their trees ([`tokens_per_row`]).
 
     Raises:
         ValueError: if the settings cannot form a tree.
@@ -60,13 +66,18 @@ class GriffinCandidateGenerator(CandidateGenerator):
     requires_model_outputs = True
     model_kwargs_overrides: ClassVar[dict[str, Any]] = {"output_hidden_states": True}
 
-    def __init__(self, draft: GriffinDraftModel, generation_config: GenerationConfig | None = None):
+    def __init__(
+        self, draft: GriffinDraftModel, generation_config: GenerationConfig | None = None, batch_size: int = 1
+    ):
         self.draft = draft
-        self.num_draft_tokens, self.depth, self.top_k = tree_settings(
-            generation_config or draft.generation_config, draft.config.vocab_size
-        )
+        generation_config = generation_config or draft.generation_config
+        self.num_draft_tokens, self.depth, self.top_k = tree_settings(generation_config, draft.config.vocab_size)
+        if batch_size > 1:
+            self.num_draft_tokens = tokens_per_row(generation_config, draft.config.vocab_size, batch_size)
         self.cache = DynamicCache()  # whatever windows the config names: the draft's attention has none
-        self.padding_mask: torch.Tensor | None = None  # (batch_size, pairs in the cache), only for padded prompts
+        # (batch_size, pairs in the cache), zero where there is none: for padded prompts and rows of different lengths
+        self.padding_mask: torch.Tensor | None = None
+        self.lengths: list[int] | None = None  # pairs of each row, padding of the prompt included; None if all equal
         self.next_position = torch.zeros(
             1, 1, dtype=torch.long, device=draft.device
         )  # (batch_size, 1): of the next pair
@@ -100,6 +111,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
         features: torch.Tensor,
         padding_mask: torch.Tensor | None = None,
         token_embeds: torch.Tensor | None = None,
+        num_new: list[int] | None = None,
     ) -> DraftTree:
         """
         Drafts a tree under the newest token.
@@ -113,13 +125,21 @@ class GriffinCandidateGenerator(CandidateGenerator):
             padding_mask (`torch.Tensor` of shape `(batch_size, new)`, *optional*): zero where F_t is padding.
             token_embeds (`torch.Tensor` of shape `(batch_size, new, hidden_size)`, *optional*):
                 Embeddings to read instead of those of `tokens`, for prompts given as embeddings.
+            num_new (`list[int]`, *optional*):
+                How many of the pairs count, for each row the last ones; all when not given. A row may have none: its
+                tree is then of no use.
 
         Returns:
             [`DraftTree`] of `num_nodes` nodes, on the device of `tokens`.
 
-        Effects: the draft's cache grows by the new pairs.
+        Effects: the draft's cache grows by the new pairs, as many as the longest row has.
         """
+        if num_new is not None:
+            counts = torch.tensor(num_new, device=self.draft.device).unsqueeze(1)
+            padding_mask = torch.arange(features.shape[1], 0, -1, device=self.draft.device) <= counts
         predict, regress = self._read_verified(tokens, features, padding_mask, token_embeds)
+        if num_new is not None:
+            self._close_gaps(num_new, features.shape[1])
         pool = self.grow(predict, regress, tokens.device)
         return build_tree(tokens[:, -1:], pool, self.num_nodes, self.depth)
 
@@ -140,11 +160,12 @@ class GriffinCandidateGenerator(CandidateGenerator):
         steps = torch.arange(num_new, device=self.draft.device)
         if padding_mask is None:
             position_ids = self.next_position + steps
+            self.next_position = position_ids[:, -1:] + 1
         else:
             is_real = padding_mask.to(self.draft.device).long()
             features = features.masked_fill(is_real.unsqueeze(-1) == 0, 0.0)
             position_ids = self.next_position + (is_real.cumsum(dim=-1) - 1).clamp(min=0)
-        self.next_position = position_ids[:, -1:] + 1
+            self.next_position = self.next_position + is_real.sum(dim=-1, keepdim=True)
 
         output = self.draft(
             inputs_embeds=token_embeds.to(device=self.draft.device, dtype=self.draft.dtype),
@@ -170,6 +191,40 @@ class GriffinCandidateGenerator(CandidateGenerator):
         seen = self.padding_mask if self.padding_mask is not None else torch.ones(batch_size, past, device=device)
         new = padding_mask if padding_mask is not None else torch.ones(batch_size, num_new)
         self.padding_mask = torch.cat((seen.to(device), new.to(device)), dim=1).long()
+
+    def _close_gaps(self, num_new: list[int], num_read: int) -> None:
+        """Moves each row's new pairs, the last of the `num_read` newest entries, to the row's own end."""
+        width = self.cache.get_seq_length() - num_read
+        before = self.lengths or [width] * len(num_new)
+        self.lengths = [length + new for length, new in zip(before, num_new, strict=True)]
+        growth = max(self.lengths) - width
+        rows = torch.tensor([[width - length, new] for length, new in zip(before, num_new, strict=True)])
+        gaps, counts = rows.to(self.draft.device).split(1, dim=1)
+        newest = (num_read - counts + torch.arange(num_read, device=counts.device)).clamp(max=num_read - 1)
+        keep_path(self.cache, newest, growth, num_read, gaps)
+        assert self.padding_mask is not None  # a read with `num_new` has extended it
+        slots = torch.arange(width + growth, device=gaps.device)
+        seen = torch.nn.functional.pad(self.padding_mask[:, :width], (0, growth))
+        self.padding_mask = torch.where(slots < width - gaps, seen, (slots < width - gaps + counts).long())
+
+    def keep_rows(self, rows: list[int]) -> None:
+        """
+        Forgets all rows of the batch but some.
+
+        Effects: the draft's cache shrinks to these rows, and to the longest of them.
+        """
+        index = torch.tensor(rows, device=self.draft.device)
+        self.cache.batch_select_indices(index)
+        if self.next_position.shape[0] > 1:
+            self.next_position = self.next_position[index]
+        if self.padding_mask is not None:
+            self.padding_mask = self.padding_mask[index]
+        if self.lengths is not None:
+            self.lengths = [self.lengths[row] for row in rows]
+            num_unused = self.cache.get_seq_length() - max(self.lengths)
+            crop_last(self.cache, num_unused)
+            if self.padding_mask is not None:
+                self.padding_mask = self.padding_mask[:, : max(self.lengths)]
 
     def grow(self, predict: torch.Tensor, regress: torch.Tensor, pool_device: torch.device) -> CandidatePool:
         """
@@ -296,4 +351,29 @@ def tree_settings(generation_config: GenerationConfig, vocab_size: int) -> tuple
     return num_tokens, depth, top_k
 
 
-__all__ = ["GriffinCandidateGenerator", "tree_settings"]
+def tokens_per_row(generation_config: GenerationConfig, vocab_size: int, batch_size: int) -> int:
+    """
+    Drafted tokens that each row of a batch verifies in a cycle.
+
+    A forward over a few tokens takes as long as one over a single token, until arithmetic is the bottleneck; from
+    there on every node costs. The nodes of all rows share that room, so a batch verifies together what
+    `num_assistant_tokens` says for a batch of `draft_tree_batch_size` rows (1 when not given), but each row at least
+    one path down the tree::
+
+        59 tokens for 1 row, depth 6      batch 2: 29     batch 4: 14     batch 8: 7     batch 16: 6
+
+    Raises:
+        ValueError: if a setting is out of range.
+    """
+    num_tokens, depth, _ = tree_settings(generation_config, vocab_size)
+    made_for = getattr(generation_config, "draft_tree_batch_size", None)
+    made_for = 1 if made_for is None else made_for
+    if not isinstance(made_for, int) or made_for < 1:
+        raise ValueError(
+            f"`draft_tree_batch_size` is {made_for!r}, but must be an integer from 1 on. Set it in "
+            "`draft.generation_config`."
+        )
+    return max(num_tokens * made_for // max(batch_size, made_for), min(num_tokens, depth))
+
+
+__all__ = ["GriffinCandidateGenerator", "tokens_per_row", "tree_settings"]

@@ -4,11 +4,16 @@ How the target chooses its next token, and when it stops: the two places where u
 Both see exactly what plain decoding shows them, in the same order: processors the prefix of each emitted token,
 criteria the sequence after each emitted token.
 
-Next: `target_forward.py`.
+Plain decoding of a batch shows them all rows at once, equally long. With a draft rows grow unevenly. Processors and
+criteria that judge each row by itself and remember nothing are then asked about each row by itself; whoever asks for
+any other (user's own ones, and those with a memory) lets all rows advance in step, so that it sees the same batch as
+in plain decoding.
+
+Next: `answer.py`.
 """
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -16,20 +21,29 @@ from transformers.generation import (
     EosTokenCriteria,
     EpsilonLogitsWarper,
     EtaLogitsWarper,
+    ExponentialDecayLengthPenalty,
+    ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
     InfNanRemoveLogitsProcessor,
     LogitNormalization,
     MaxLengthCriteria,
+    MaxTimeCriteria,
     MinLengthLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    StopStringCriteria,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
+    TopHLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
+    WatermarkLogitsProcessor,
 )
 
 
@@ -52,6 +66,36 @@ HARMLESS_PROCESSORS = (
     TypicalLogitsWarper,
 )
 
+# Processors that judge each row by itself and remember nothing of earlier calls.
+ROW_WISE_PROCESSORS = (
+    *HARMLESS_PROCESSORS,
+    ExponentialDecayLengthPenalty,
+    ForcedBOSTokenLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    TopHLogitsWarper,
+    WatermarkLogitsProcessor,
+)
+
+# Those among them that look at the scores alone, not at the prefix.
+PREFIX_FREE_PROCESSORS = (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    MinPLogitsWarper,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+# Criteria beside length and end of sequence that judge each row by itself and remember nothing of earlier calls.
+ROW_WISE_CRITERIA = (MaxTimeCriteria, StopStringCriteria)
+
 
 class TokenChooser:
     """
@@ -60,50 +104,80 @@ class TokenChooser:
     Args:
         processors ([`~transformers.LogitsProcessorList`]): as prepared by `generate()`.
         do_sample (`bool`): sample instead of argmax.
-        record_scores (`bool`): keep the processed scores of every call, for `output_scores`.
+        records_scores (`bool`): keep the processed scores of every call, for `output_scores`.
     """
 
-    def __init__(self, processors: LogitsProcessorList, do_sample: bool, record_scores: bool = False):
+    def __init__(self, processors: LogitsProcessorList, do_sample: bool, records_scores: bool = False):
         self.processors = processors
         self.do_sample = do_sample
-        self.scores: tuple[torch.Tensor, ...] | None = () if record_scores else None
+        self.records_scores = records_scores
+        self.scores: tuple[torch.Tensor, ...] = ()  # of the calls since they were taken last
 
     @property
     def is_argmax(self) -> bool:
         """Whether the choice is a function of the logits alone, so that all nodes can choose at once."""
-        return not self.do_sample and len(self.processors) == 0 and self.scores is None
+        return not self.do_sample and len(self.processors) == 0 and not self.records_scores
 
     @property
     def needs_true_prefixes(self) -> bool:
         """Whether some processor must never be shown a prefix that is not part of the output."""
         return not all(type(processor) in HARMLESS_PROCESSORS for processor in self.processors)
 
-    def __call__(self, logits: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
+    @property
+    def is_row_wise(self) -> bool:
+        """Whether the rows of a batch may be asked about one by one."""
+        return all(type(processor) in ROW_WISE_PROCESSORS for processor in self.processors)
+
+    def __call__(
+        self, logits: torch.Tensor, prefix: torch.Tensor, starts: dict[int, int] | None = None
+    ) -> torch.Tensor:
         """
         Args:
             logits (`torch.Tensor` of shape `(batch_size, vocab_size)`): the target's logits after the prefix.
             prefix (`torch.LongTensor` of shape `(batch_size, length)`): the tokens so far.
+            starts (`dict[int, int]`, *optional*):
+                Rows of the prompts that the batch consists of, and where each one's prefix begins. When not given,
+                processors see the batch as it is.
 
         Returns:
             `torch.LongTensor` of shape `(batch_size,)`.
         """
-        raw_scores = logits.to(device=prefix.device, dtype=torch.float32, copy=True)
-        scores = self.processors(cast("torch.LongTensor", prefix), raw_scores)
-        if self.scores is not None:
+        scores = logits.to(device=prefix.device, dtype=torch.float32, copy=True)
+        if starts is None or all(type(processor) in PREFIX_FREE_PROCESSORS for processor in self.processors):
+            scores = self.processors(cast("torch.LongTensor", prefix), scores)
+        else:
+            scores = self._process_each(prefix, scores, starts)
+        if self.records_scores:
             self.scores += (scores,)
         if self.do_sample:
             return torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
         return scores.argmax(dim=-1)
 
-    def keep_scores(self, count: int) -> None:
-        """Forgets all recorded scores but the first `count`, those of choices that belong to the answer."""
-        if self.scores is not None:
-            self.scores = self.scores[:count]
+    def _process_each(self, prefix: torch.Tensor, scores: torch.Tensor, starts: dict[int, int]) -> torch.Tensor:
+        rows = []
+        for i, (row, start) in enumerate(starts.items()):
+            processors = LogitsProcessorList(_of_row(processor, row) for processor in self.processors)
+            rows.append(processors(cast("torch.LongTensor", prefix[i : i + 1, start:]), scores[i : i + 1]))
+        return torch.cat(rows)
+
+    def take_scores(self) -> tuple[torch.Tensor, ...]:
+        """The scores of the calls since this was asked last, each of shape `(batch_size, vocab_size)`."""
+        scores, self.scores = self.scores, ()
+        return scores
+
+
+def _of_row(processor: Any, row: int) -> Any:
+    """The processor for one row of the prompts; a repetition penalty knows how far each row is padded."""
+    if type(processor) is RepetitionPenaltyLogitsProcessor and isinstance(
+        processor.prompt_ignore_length, torch.Tensor
+    ):
+        return RepetitionPenaltyLogitsProcessor(processor.penalty, processor.prompt_ignore_length[row : row + 1])
+    return processor
 
 
 class StopChecker:
     """
-    Finds the token that ends the answer.
+    Finds the tokens that end the answers of rows which are equally long.
 
     End-of-sequence tokens and the maximal length are compared on the host, where a cycle's tokens arrive anyway; every
     other criterion is asked once per emitted token, in order, the last token included.
@@ -111,52 +185,79 @@ class StopChecker:
     Args:
         criteria ([`~transformers.StoppingCriteriaList`]): as prepared by `generate()`.
         prompt_length (`int`): tokens of the prompt.
+        num_rows (`int`, defaults to 1): rows of the batch that the criteria see.
     """
 
-    def __init__(self, criteria: StoppingCriteriaList, prompt_length: int):
+    def __init__(self, criteria: StoppingCriteriaList, prompt_length: int, num_rows: int = 1):
         self.max_length = min((c.max_length for c in criteria if type(c) is MaxLengthCriteria), default=math.inf)
         eos_criteria = [c for c in criteria if type(c) is EosTokenCriteria]
         self.eos_token_ids = {token for c in eos_criteria for token in c.eos_token_id.flatten().tolist()}
         self.others = StoppingCriteriaList(c for c in criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria))
         self.prompt_length = prompt_length
         self.num_checked = 0  # generated tokens that the criteria were asked about
-        self.is_finished = False
+        self.has_ended = [False] * num_rows
 
-    def ask(self, sequence: torch.Tensor, token: int, scores: tuple[torch.Tensor, ...] | None) -> bool:
+    @property
+    def is_finished(self) -> bool:
+        """Whether all rows have ended."""
+        return all(self.has_ended)
+
+    def ask(self, sequence: torch.Tensor, tokens: list[int], scores: tuple[torch.Tensor, ...] | None) -> bool:
         """
-        Whether the answer ends with a sequence; to be asked once about every sequence of the answer, in order.
+        Whether an answer ends with a sequence; to be asked once about every sequence of the answers, in order.
 
         Args:
-            sequence (`torch.LongTensor` of shape `(1, length)`): prompt and answer so far.
-            token (`int`): its last token.
+            sequence (`torch.LongTensor` of shape `(num_rows, length)`): prompt and answer so far.
+            tokens (`list[int]`): the last token of each row.
             scores (`tuple` of `torch.Tensor`, *optional*): scores of the tokens chosen so far, or more.
 
-        Effects: advances `num_checked`, sets `is_finished`.
+        Effects: advances `num_checked`, sets `has_ended`.
         """
-        length = sequence.shape[1]
+        length, num_before = sequence.shape[1], sum(self.has_ended)
         self.num_checked = length - self.prompt_length
-        scores = None if scores is None else scores[: self.num_checked]
-        others_say = len(self.others) > 0 and bool(self.others(sequence, scores).all())
-        self.is_finished = others_say or token in self.eos_token_ids or length >= self.max_length
-        return self.is_finished
+        ends = [token in self.eos_token_ids or length >= self.max_length for token in tokens]
+        if len(self.others) > 0:
+            scores = None if scores is None else scores[: self.num_checked]
+            others_say = self.others(sequence, scores).reshape(len(tokens), -1).all(dim=1).tolist()
+            ends = [end or other for end, other in zip(ends, others_say, strict=True)]
+        self.has_ended = [ended or end for ended, end in zip(self.has_ended, ends, strict=True)]
+        return sum(self.has_ended) > num_before
 
     def count_kept(
-        self, sequence: torch.Tensor, new_tokens: list[int], scores: tuple[torch.Tensor, ...] | None
+        self, sequence: torch.Tensor, new_tokens: list[list[int]], scores: tuple[torch.Tensor, ...] | None
     ) -> int:
         """
-        How many of a cycle's tokens belong to the answer.
+        How many of a cycle's tokens belong to the answers, up to the first one that ends one of them.
 
         Args:
-            sequence (`torch.LongTensor` of shape `(1, length)`): prompt and answer with all new tokens at its end.
-            new_tokens (`list[int]`): these tokens.
+            sequence (`torch.LongTensor` of shape `(num_rows, length)`): prompt and answer with all new tokens at its
+                end.
+            new_tokens (`list[list[int]]`): these tokens, for each row as many.
             scores (`tuple` of `torch.Tensor`, *optional*): scores of the tokens chosen so far, or more.
         """
-        num_old = sequence.shape[1] - len(new_tokens) - self.prompt_length
-        for token in new_tokens[self.num_checked - num_old :]:  # the criteria may know the first ones already
-            if self.is_finished:
+        num_new = len(new_tokens[0])
+        num_old = sequence.shape[1] - num_new - self.prompt_length
+        for step in range(self.num_checked - num_old, num_new):  # the criteria may know the first ones already
+            length = self.prompt_length + num_old + step + 1
+            if self.is_finished or self.ask(sequence[:, :length], [row[step] for row in new_tokens], scores):
                 break
-            self.ask(sequence[:, : self.prompt_length + self.num_checked + 1], token, scores)
         return self.num_checked - num_old
 
 
-__all__ = ["StopChecker", "TokenChooser"]
+def are_row_wise(criteria: StoppingCriteriaList) -> bool:
+    """
+    Whether the criteria may be asked about the rows of a batch one by one, each of which ends on its own.
+
+    Without an end-of-sequence criterion plain decoding goes on with a row that has ended, and adds its tokens, until
+    all rows have.
+    """
+    others = [c for c in criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria)]
+    return all(type(c) in ROW_WISE_CRITERIA for c in others) and (not others or pads_ended_rows(criteria))
+
+
+def pads_ended_rows(criteria: StoppingCriteriaList) -> bool:
+    """Whether plain decoding fills a row that has ended with the padding token while others go on."""
+    return any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+
+
+__all__ = ["StopChecker", "TokenChooser", "are_row_wise", "pads_ended_rows"]

@@ -13,7 +13,7 @@ log-probabilities; ties go to the lower pool index, which keeps the tree connect
 
 Notation for shapes: `batch_size`; `n_nodes` tree nodes with root; `beam` = k nodes of one level; `pool` candidates.
 
-Next: `candidate_generator.py`.
+Next: `kv_cache.py`.
 """
 
 from dataclasses import dataclass
@@ -167,6 +167,7 @@ def tree_attention_mask(
     kv_offset: int = 0,
     sliding_window: int | None = None,
     padding_mask: torch.Tensor | None = None,
+    gaps: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     What each tree node sees of a key-value cache that holds a prefix and then the tree's nodes.
@@ -178,10 +179,16 @@ def tree_attention_mask(
                      prefix        root a b c    rest
         node b    1 1 1 1 1 1 1      1  1 1 0   0 0 0
 
+    Where rows have different lengths, the slots between the end of a shorter row and the tree are its gap: nobody sees
+    them, and positions go on as if they were not there::
+
+        gap 2     1 1 1 1 1 0 0      1  1 1 0   0 0 0
+
     Args:
         prefix_length (`int`): slots before the root.
         sliding_window (`int`, *optional*): a node at distance `sliding_window` or more is not seen.
         padding_mask (`torch.Tensor` of shape `(batch_size, prefix_length)`, *optional*): zero where padded.
+        gaps (`torch.LongTensor` of shape `(batch_size, 1)`, *optional*): slots of the prefix that a row lacks.
 
     Returns:
         `torch.BoolTensor` of shape `(batch_size, 1, n_nodes, kv_length)`.
@@ -197,10 +204,14 @@ def tree_attention_mask(
     if padding_mask is not None:
         is_real = torch.nn.functional.pad(padding_mask.bool(), (0, 1))  # every slot behind the prefix reads the pad
         in_prefix = in_prefix & is_real.gather(1, slots.clamp(max=prefix_length).expand(batch_size, -1)).unsqueeze(1)
+    row_length: int | torch.Tensor = prefix_length
+    if gaps is not None:
+        row_length = prefix_length - gaps.to(slots.device)
+        in_prefix = in_prefix & (slots < row_length).unsqueeze(1)
     allowed = in_prefix | sees_node  # (batch_size, n_nodes, kv_length)
     if sliding_window is not None:
-        slot_positions = torch.where(slots < prefix_length, slots, prefix_length + tree.depths.gather(1, node_of_slot))
-        distance = (prefix_length + tree.depths).unsqueeze(-1) - slot_positions.unsqueeze(1)
+        slot_positions = torch.where(slots < prefix_length, slots, row_length + tree.depths.gather(1, node_of_slot))
+        distance = (row_length + tree.depths).unsqueeze(-1) - slot_positions.unsqueeze(1)
         allowed = allowed & (distance < sliding_window)
     return allowed.unsqueeze(1)
 

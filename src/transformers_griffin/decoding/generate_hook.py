@@ -7,6 +7,7 @@ and go to the loop, all others to the methods as they were. The methods are not 
 when the hook is installed.
 """
 
+import copy
 import functools
 import inspect
 from typing import Any
@@ -83,6 +84,9 @@ def _wrap_validation(original: Any) -> Any:
         if draft is not None:
             check_target(self, generation_config)
             draft.bind(self)
+            # What transformers' own assisted decoding cannot do, the loop can.
+            generation_config = copy.copy(generation_config)
+            generation_config.num_return_sequences = 1
         original(self, generation_mode, generation_config, generation_mode_kwargs)
 
     return validate_generation_mode
@@ -93,7 +97,7 @@ def _wrap_decoding(original: Any) -> Any:
         draft = draft_of(kwargs.get("assistant_model"))
         if draft is None:
             return original(self, input_ids, *args, **kwargs)
-        check_inputs(input_ids, kwargs)
+        check_inputs(kwargs)
         for unused in ("assistant_model", "inputs_tensor", "assistant_tokenizer", "tokenizer", "synced_gpus"):
             kwargs.pop(unused, None)
         return decode_with_draft(self, input_ids, *args, draft=draft, **kwargs)
@@ -126,22 +130,15 @@ def check_target(target: PreTrainedModel, generation_config: GenerationConfig) -
             "prefix tuning, and no tree can be verified with what it adds. Use an adapter inside the layers (LoRA), "
             "or call `generate()` without `assistant_model`."
         )
-    for name in ("num_beams", "num_return_sequences"):
-        value = getattr(generation_config, name)
-        if value is not None and value > 1:
-            raise ValueError(
-                f"`{name}` is {value}, but GRIFFIN decoding follows one sequence. Set it to 1, or call `generate()` "
-                "without `assistant_model`."
-            )
-
-
-def check_inputs(input_ids: torch.Tensor, kwargs: dict[str, Any]) -> None:
-    """Refuses inputs that the loop cannot take, before anything is computed."""
-    if input_ids.shape[0] > 1:
+    if generation_config.num_beams is not None and generation_config.num_beams > 1:
         raise ValueError(
-            f"The batch has {input_ids.shape[0]} rows, but GRIFFIN decoding takes 1. Call `generate()` once per "
-            "prompt, or without `assistant_model`."
+            f"`num_beams` is {generation_config.num_beams}, but GRIFFIN decoding does not search beams. Set it to 1, "
+            "or call `generate()` without `assistant_model`."
         )
+
+
+def check_inputs(kwargs: dict[str, Any]) -> None:
+    """Refuses inputs that the loop cannot take, before anything is computed."""
     if kwargs.get("synced_gpus"):
         raise ValueError(
             "`synced_gpus` is True, but GRIFFIN decoding cannot keep several processes in step. Set it to False, or "

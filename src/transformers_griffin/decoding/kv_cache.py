@@ -8,9 +8,19 @@ to the front of the tree, and the layer is cut behind them::
     prefix | root b e | c d e f    moved
     prefix | root b e              cut
 
-It knows caches and paths, nothing of trees or models.
+Rows of a batch accept different numbers of nodes. Each row is stored from the left, and the cache is as long as its
+longest row; what lies between the end of a shorter row and the next tree is its *gap*, hidden by the mask and
+overwritten by what the row accepts next::
 
-Next: `loop.py`.
+    long row     x x x x x x x | root a b c
+    short row    x x x x . . . | root a b c        gap 3
+    both kept    x x x x x x x   root a . .        accepted: root, a
+                 x x x x root a b c                accepted: root, a, b, c
+
+So the cache grows with its longest row: nothing is left behind, and nothing is moved but the accepted paths. It knows
+caches and paths, nothing of trees or models.
+
+Next: `candidate_generator.py`.
 """
 
 from typing import Any
@@ -38,6 +48,41 @@ class StaticFullSlidingLayer(StaticLayer):
     is_sliding = True
 
 
+class RaggedSlidingLayer(DynamicLayer):
+    """
+    A dynamic sliding-window layer for rows of different lengths: it keeps what the shortest row's window reaches.
+
+    Args:
+        sliding_window (`int`): tokens that a token sees, itself included.
+    """
+
+    is_sliding = True
+
+    def __init__(self, sliding_window: int):
+        super().__init__()
+        self.sliding_window = sliding_window
+        self.offset = 0  # slots that were dropped, in front of the first one that is stored
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length of what attention reads, and its first slot."""
+        return self.get_seq_length() - self.offset + query_length, self.offset
+
+    def get_seq_length(self) -> int:
+        """Slots so far, dropped ones included."""
+        return self.offset + super().get_seq_length()
+
+    def forget(self, shortest: int) -> None:
+        """
+        Drops what the window of a row of `shortest` tokens, the next one not included, no longer reaches.
+
+        Effects: cuts the layer in place.
+        """
+        num_dropped = shortest - self.sliding_window + 1 - self.offset
+        if num_dropped > 0 and self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[:, :, num_dropped:], self.values[:, :, num_dropped:]
+            self.offset += num_dropped
+
+
 # Layers whose entries can be moved and cut one by one. Subclasses hold more than keys and values and do not qualify.
 BRANCHING_LAYERS = (
     DynamicLayer,
@@ -45,6 +90,7 @@ BRANCHING_LAYERS = (
     StaticLayer,
     StaticSlidingWindowLayer,
     StaticFullSlidingLayer,
+    RaggedSlidingLayer,
     DummyLayer,
 )
 STATIC_LAYERS = (StaticLayer, StaticFullSlidingLayer)
@@ -62,17 +108,19 @@ def can_roll_back(cache: Cache) -> bool:
     return not (cache.offloading or is_quantized) and cache.is_croppable
 
 
-def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int) -> None:
+def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int, is_ragged: bool = False) -> None:
     """
     Makes room for a tree behind the longest sequence, and makes sliding-window layers able to forget it.
 
     Args:
         num_nodes (`int`): nodes of a tree, root included.
         max_length (`int`): tokens of the longest sequence that will be generated, prompt included.
+        is_ragged (`bool`): the rows will have different lengths.
 
     Effects:
         Empty static layers grow by the tree; static sliding-window layers are replaced by [`StaticFullSlidingLayer`];
-        dynamic sliding-window layers keep past entries until they are cropped.
+        dynamic sliding-window layers keep past entries until they are cropped, or, for rows of different lengths, are
+        replaced by [`RaggedSlidingLayer`].
 
     Raises:
         ValueError: if a static cache that already holds tokens is too small for a tree behind `max_length`.
@@ -94,6 +142,8 @@ def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int) -> None:
                     "lower `max_new_tokens` or the draft's `num_assistant_tokens`."
                 )
             cache.layers[idx] = type(layer)(max_cache_len=needed)
+        elif type(layer) is DynamicSlidingWindowLayer and is_ragged:
+            cache.layers[idx] = _ragged_window(layer)
     cache.activate_past_recording()
 
 
@@ -116,19 +166,32 @@ def stop_recording(cache: Cache) -> None:
     Ends what [`prepare_for_tree`] began: sliding-window layers drop what lies behind their window again, so that the
     cache stays small when plain decoding goes on with it.
     """
-    for layer in cache.layers:
+    for idx, layer in enumerate(_layers(cache)):
         if type(layer) is DynamicSlidingWindowLayer:
             layer.record_past = False
+        elif type(layer) is RaggedSlidingLayer:
+            cache.layers[idx] = _plain_window(layer)
 
 
-def keep_path(cache: Cache, path: torch.Tensor, num_kept: int, num_nodes: int) -> None:
+def forget_behind_windows(cache: Cache, shortest: int) -> None:
+    """Lets sliding-window layers drop what the window of the shortest row, of `shortest` tokens, no longer reaches."""
+    for layer in _layers(cache):
+        if type(layer) is RaggedSlidingLayer:
+            layer.forget(shortest)
+
+
+def keep_path(
+    cache: Cache, path: torch.Tensor, num_kept: int, num_nodes: int, gaps: torch.Tensor | None = None
+) -> None:
     """
     Keeps `num_kept` nodes of a verified tree, whose entries are the newest `num_nodes` of every layer.
 
     Args:
         path (`torch.LongTensor` of shape `(batch_size, path)`): node indices from the root on; `path <= num_nodes`.
-        num_kept (`int`): how many of them stay.
+        num_kept (`int`): how many of them stay; with gaps, by how many entries the longest row grows.
         num_nodes (`int`): nodes of the tree, root included.
+        gaps (`torch.LongTensor` of shape `(batch_size, 1)`, *optional*):
+            Slots between the end of each row and the tree, where the row's path goes.
 
     Effects: moves and cuts the entries of every layer in place.
     """
@@ -137,8 +200,26 @@ def keep_path(cache: Cache, path: torch.Tensor, num_kept: int, num_nodes: int) -
         if type(layer) is not DummyLayer and layer.is_initialized:
             length = layer.cumulative_length if type(layer) in STATIC_LAYERS else layer.keys.shape[-2]
             for entries in (layer.keys, layer.values):
-                _move_to_front(entries, path.to(entries.device), length - num_nodes)
+                _move_to_front(entries, path.to(entries.device), length - num_nodes, gaps)
     crop_last(cache, num_nodes - num_kept)
+
+
+def _ragged_window(layer: DynamicSlidingWindowLayer) -> RaggedSlidingLayer:
+    """A layer that holds the same."""
+    ragged = RaggedSlidingLayer(layer.sliding_window)
+    if layer.keys is not None and layer.values is not None:
+        ragged.update(layer.keys, layer.values)
+        ragged.offset = layer.cumulative_length - layer.keys.shape[-2]
+    return ragged
+
+
+def _plain_window(layer: RaggedSlidingLayer) -> DynamicSlidingWindowLayer:
+    """A layer that holds the window of the longest row."""
+    plain = DynamicSlidingWindowLayer(layer.sliding_window)
+    if layer.keys is not None and layer.values is not None:
+        plain.update(layer.keys, layer.values)
+        plain.cumulative_length = layer.get_seq_length()
+    return plain
 
 
 def _layers(cache: Cache) -> list[Any]:
@@ -146,19 +227,29 @@ def _layers(cache: Cache) -> list[Any]:
     return cache.layers
 
 
-def _move_to_front(entries: torch.Tensor, path: torch.Tensor, start: int | torch.Tensor) -> None:
-    """`entries[:, :, start + i] = entries[:, :, start + path[:, i]]` for `(batch_size, heads, kv_len, head_dim)`."""
+def _move_to_front(
+    entries: torch.Tensor, path: torch.Tensor, start: int | torch.Tensor, gaps: torch.Tensor | None
+) -> None:
+    """
+    `entries[:, :, start - gaps + i] = entries[:, :, start + path[:, i]]` for `(batch_size, heads, kv_len, head_dim)`.
+    """
     _, heads, _, head_dim = entries.shape
     source = (start + path)[:, None, :, None].expand(-1, heads, -1, head_dim)
     target = start + torch.arange(path.shape[1], device=path.device)
-    entries.index_copy_(2, target, entries.gather(2, source))
+    if gaps is None:
+        entries.index_copy_(2, target, entries.gather(2, source))
+    else:
+        of_rows = (target - gaps.to(path.device))[:, None, :, None].expand(-1, heads, -1, head_dim)
+        entries.scatter_(2, of_rows, entries.gather(2, source))
 
 
 __all__ = [
+    "RaggedSlidingLayer",
     "StaticFullSlidingLayer",
     "can_branch",
     "can_roll_back",
     "crop_last",
+    "forget_behind_windows",
     "keep_path",
     "prepare_for_tree",
     "stop_recording",

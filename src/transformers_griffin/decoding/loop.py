@@ -2,9 +2,11 @@
 The draft-verify-accept loop.
 
 One cycle: 1. draft a tree, 2. verify it with one forward of the target, 3. accept a path, 4. keep its cache entries,
-5. stop? The host waits for the device once, in step 3, to read which path it is.
+5. stop? The host waits for the device once, in step 3, to read which path it is. The rows of a batch share all
+forwards; each accepts a path of its own, and leaves the batch when it has ended.
 
-It knows no model: what differs between targets is in `target_forward.py`, between greedy and sampling in `choice.py`.
+It knows no model: what differs between targets is in `target_forward.py`, between greedy and sampling in `choice.py`,
+between one prompt and a batch in `answer.py` and `kv_cache.py`.
 
 Next: `generate_hook.py`.
 """
@@ -16,13 +18,13 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 
 from ..modeling_griffin import GriffinDraftModel
+from .answer import Answer
 from .candidate_generator import GriffinCandidateGenerator
-from .choice import StopChecker, TokenChooser
-from .draft_tree import DraftTree
-from .kv_cache import crop_last, keep_path, prepare_for_tree, stop_recording
+from .choice import TokenChooser
+from .finished_rows import FinishedRows, can_drop_rows
+from .kv_cache import crop_last, forget_behind_windows, keep_path, prepare_for_tree, stop_recording
 from .outputs import GriffinGenerateOutput, OutputRecorder, wants_scores
 from .target_forward import TargetForward, check_rotary_frequencies
-from .verification import Acceptance, accept_path, walk_path
 
 
 @torch.no_grad()
@@ -41,36 +43,40 @@ def decode_with_draft(
 
     Args:
         target ([`~transformers.PreTrainedModel`]): the model whose output must not change.
-        input_ids (`torch.LongTensor` of shape `(1, length)`): the prompt.
+        input_ids (`torch.LongTensor` of shape `(batch_size, length)`): the prompts, padded on the left.
         logits_processor, stopping_criteria, generation_config, streamer: as in `generate()`.
         draft ([`GriffinDraftModel`]): made for this target, and bound to it.
 
     Returns:
-        `torch.LongTensor` of shape `(1, total_length)`, or [`GriffinGenerateOutput`].
+        `torch.LongTensor` of shape `(batch_size, total_length)`, or [`GriffinGenerateOutput`].
     """
-    generator = GriffinCandidateGenerator(draft)
-    chooser = TokenChooser(logits_processor, generation_config.do_sample, wants_scores(generation_config))
-    answer = Answer(input_ids, chooser, StopChecker(stopping_criteria, input_ids.shape[1]), streamer)
+    batch_size = input_ids.shape[0]
+    generator = GriffinCandidateGenerator(draft, batch_size=batch_size)
     prompt_length, max_length = _lengths(input_ids, model_kwargs, generation_config)
     check_rotary_frequencies(target, prompt_length, max_length)
     forward = TargetForward(target, generation_config, model_kwargs, max_length)
-    recorder = OutputRecorder(generation_config, forward.cache)
+    chooser = TokenChooser(logits_processor, generation_config.do_sample, wants_scores(generation_config))
+    pad_token = None if generation_config._pad_token_tensor is None else int(generation_config._pad_token_tensor)
+    answer = Answer(input_ids, chooser, stopping_criteria, pad_token, forward.verifies_trees, streamer)
+    recorder = OutputRecorder(generation_config, forward.cache, batch_size)
     if forward.verifies_trees:
-        prepare_for_tree(forward.cache, generator.num_nodes, max_length)
+        prepare_for_tree(forward.cache, generator.num_nodes, max_length, is_ragged=not answer.in_step)
     else:
         generator.make_chain()
-    acceptance_lengths: list[int] = []
 
     # 0. Prefill: the first token, and every feature of the prompt.
     outputs, features = forward.prefill(input_ids)
     recorder.add_prefill(outputs, forward.cache_length)
-    first_token = chooser(outputs.logits[:, -1], input_ids).unsqueeze(-1)
-    answer.append(first_token)
+    first_token = answer.choose(outputs.logits[:, -1], input_ids).unsqueeze(-1)
+    num_kept = answer.append(first_token)
+    recorder.add_scores(answer.new_scores, num_kept, answer.rows)
     draft_inputs: dict[str, Any] = _prompt_pairs(draft, input_ids, first_token, features, model_kwargs)
     del outputs
 
+    finished = FinishedRows(forward.cache) if _outlives(forward.cache, recorder) else None
     with forward.tree_attention():
         while not answer.is_finished:
+            draft_inputs = _drop_ended_rows(answer, forward, generator, draft_inputs, finished)
             # 1. Draft
             tree = forward.shorten(generator.draft_tree(**draft_inputs))
             # 2. Verify
@@ -78,88 +84,80 @@ def decode_with_draft(
             # 3. Accept
             acceptance = answer.accept(tree, outputs.logits, generator.path_length)
             num_kept = answer.append(acceptance.tokens, acceptance.lengths)
-            acceptance_lengths.append(num_kept)
             # 4. Keep caches
-            path = acceptance.nodes[:, :num_kept]
-            recorder.add_cycle(outputs, path, forward.cache_length)
-            _keep_in_cache(forward, acceptance, num_kept, tree)
-            rows = path.to(node_features.device).unsqueeze(-1).expand(-1, -1, node_features.shape[-1])
-            draft_inputs = {"tokens": answer.sequence[:, -num_kept:], "features": node_features.gather(1, rows)}
+            recorder.add_scores(answer.new_scores, num_kept, answer.rows)
+            recorder.add_cycle(outputs, acceptance.nodes, num_kept, answer.rows, forward.lengths)
+            _keep_in_cache(forward, acceptance.nodes, num_kept, tree.tokens.shape[1], answer.in_step)
+            draft_inputs = _new_pairs(answer, acceptance.nodes, node_features, num_kept)
             # 5. Stop? The answer knows: the host decided it together with what to keep.
             del outputs, node_features
+
+        if finished is not None and not answer.in_step:
+            forward.read_last_tokens(answer.last_tokens(), finished.put_back(answer.rows, forward.lengths))
 
     stop_recording(forward.cache)
     if streamer is not None:
         streamer.end()
-    return recorder.finish(answer.sequence, chooser.scores, forward.cache, [acceptance_lengths])
+    return recorder.finish(answer.sequences(), forward.cache)
 
 
-class Answer:
-    """
-    The prompt with what was generated so far; grows by what the target chose until a criterion ends it.
-
-    Args:
-        sequence (`torch.LongTensor` of shape `(1, length)`): the prompt.
-    """
-
-    def __init__(
-        self,
-        sequence: torch.Tensor,
-        chooser: TokenChooser,
-        stop_checker: StopChecker,
-        streamer: BaseStreamer | None = None,
-    ):
-        self.sequence = sequence
-        self.chooser = chooser
-        self.stop_checker = stop_checker
-        self.streamer = streamer
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the last token ended the answer."""
-        return self.stop_checker.is_finished
-
-    def accept(self, tree: DraftTree, logits: torch.Tensor, path_length: int) -> Acceptance:
-        """The path that the target chooses; on the way, processors and criteria see what plain decoding shows them."""
-        if self.chooser.is_argmax:
-            return accept_path(tree, logits.argmax(dim=-1).to(tree.tokens.device), path_length)
-        ask_host = self.chooser.needs_true_prefixes
-        return walk_path(tree, logits, self.sequence, self.chooser, path_length, ask_host, self._ends_with)
-
-    def append(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> int:
-        """
-        Appends what belongs to the answer. Here, and only here, the host waits for the device.
-
-        Args:
-            tokens (`torch.LongTensor` of shape `(1, path)`): what the target chose.
-            lengths (`torch.LongTensor` of shape `(1,)`, *optional*): how many of them count; all when not given.
-
-        Returns:
-            how many tokens were appended.
-        """
-        on_host = tokens if lengths is None else torch.cat((tokens, lengths.unsqueeze(1)), dim=1)
-        new_tokens = on_host[0].tolist()
-        if lengths is not None:
-            new_tokens = new_tokens[: new_tokens[-1]]
-        longest = torch.cat((self.sequence, tokens[:, : len(new_tokens)].to(self.sequence.device)), dim=1)
-        num_kept = self.stop_checker.count_kept(longest, new_tokens, self.chooser.scores)
-        self.sequence = longest[:, : self.sequence.shape[1] + num_kept]
-        self.chooser.keep_scores(self.stop_checker.num_checked)
-        if self.streamer is not None:
-            self.streamer.put(torch.tensor([new_tokens[:num_kept]]))
-        return num_kept
-
-    def _ends_with(self, sequence: torch.Tensor) -> bool:
-        return self.stop_checker.ask(sequence, int(sequence[0, -1]), self.chooser.scores)
+def _outlives(cache: Any, recorder: OutputRecorder) -> bool:
+    """Whether somebody sees the cache after the call: it is returned, or the user's own."""
+    return recorder.returns_dict or getattr(cache, "_is_user_defined", False)
 
 
-def _keep_in_cache(forward: TargetForward, acceptance: Acceptance, num_kept: int, tree: DraftTree) -> None:
-    num_nodes = tree.tokens.shape[1]
+def _drop_ended_rows(
+    answer: Answer,
+    forward: TargetForward,
+    generator: GriffinCandidateGenerator,
+    draft_inputs: dict[str, Any],
+    finished: FinishedRows | None,
+) -> dict[str, Any]:
+    """Takes rows that have ended out of the batch, where the cache allows it; returns what the draft reads next."""
+    staying = answer.staying
+    # Rows in step go on reading, as in plain decoding, where somebody may ask for what they have read.
+    can_drop = can_drop_rows(forward.cache) and (finished is None or not answer.in_step)
+    if len(staying) == len(answer.rows) or not can_drop:
+        return draft_inputs
+    if finished is not None:
+        for index in set(range(len(answer.rows))) - set(staying):
+            finished.take(index, answer.rows[index], forward.lengths[index])
+    for part in (answer, forward, generator):
+        part.keep_rows(staying)
+    return {
+        name: [value[i] for i in staying] if isinstance(value, list) else None if value is None else value[staying]
+        for name, value in draft_inputs.items()
+    }
+
+
+def _keep_in_cache(
+    forward: TargetForward, nodes: torch.Tensor, num_kept: list[int], num_nodes: int, in_step: bool
+) -> None:
+    """The accepted path of each row instead of its tree; rows in step keep as many entries each."""
+    gaps = forward.gaps
+    growth = forward.lengthen([max(num_kept)] * len(num_kept) if in_step else num_kept)
     if forward.verifies_trees:
-        keep_path(forward.cache, acceptance.nodes, num_kept, num_nodes)
+        keep_path(forward.cache, nodes, growth, num_nodes, gaps)
+        forget_behind_windows(forward.cache, min(forward.lengths))
     else:
-        crop_last(forward.cache, num_nodes - num_kept)
-    forward.cache_length += num_kept
+        crop_last(forward.cache, num_nodes - growth)
+
+
+def _new_pairs(
+    answer: Answer, nodes: torch.Tensor, node_features: torch.Tensor, num_kept: list[int]
+) -> dict[str, Any]:
+    """What the draft reads next: the new tokens of each row, right-aligned, with the features before them."""
+    longest = max(num_kept)
+    path = nodes[:, :longest].to(node_features.device)
+    if answer.is_row_wise:
+        counts = torch.tensor(num_kept, device=path.device).unsqueeze(1)
+        columns = counts - torch.arange(longest, 0, -1, device=path.device)
+        path = path.gather(1, columns.clamp(min=0))
+    return {
+        "tokens": answer.sequence[:, -longest:],
+        "features": node_features.gather(1, path.unsqueeze(-1).expand(-1, -1, node_features.shape[-1])),
+        "num_new": num_kept if answer.is_row_wise else None,
+    }
 
 
 def _lengths(

@@ -1,6 +1,9 @@
 """
 What `generate(return_dict_in_generate=True)` returns: plain decoding's outputs, plus the acceptance lengths.
 
+Each row's entries are collected by themselves, one for each of its tokens, and put side by side at the end. Behind a
+row's last token, where plain decoding goes on with padding, they are zero.
+
 Next: `loop.py`.
 """
 
@@ -20,8 +23,8 @@ class GriffinGenerateOutput(GenerateDecoderOnlyOutput):
 
     Args:
         acceptance_lengths (`list[list[int]]`):
-            For each row, tokens emitted by each cycle (accepted draft tokens + 1, less what was cut at the end). The
-            token that the prefill yields belongs to no cycle; the mean over cycles is tau.
+            For each row, tokens emitted by each cycle until the row ended (accepted draft tokens + 1, less what was
+            cut at the end). The token that the prefill yields belongs to no cycle; the mean over cycles is tau.
     """
 
     acceptance_lengths: list[list[int]] | None = None
@@ -37,52 +40,81 @@ class AttentionColumns:
 
 class OutputRecorder:
     """
-    Collects logits, hidden states and attentions, one entry per emitted token as in plain decoding.
+    Collects scores, logits, hidden states and attentions, one entry per emitted token as in plain decoding.
 
     Args:
         generation_config ([`~transformers.GenerationConfig`]): as prepared by `generate()`.
         cache ([`~transformers.Cache`]): the target's, before room is made for trees.
+        batch_size (`int`): rows of the answer.
     """
 
-    def __init__(self, generation_config: GenerationConfig, cache: Cache):
-        wanted = generation_config.return_dict_in_generate
-        self.returns_dict = bool(wanted)
-        self.logits: tuple | None = () if wanted and generation_config.output_logits else None
-        self.hidden_states: tuple | None = () if wanted and generation_config.output_hidden_states else None
-        self.attentions: tuple | None = () if wanted and generation_config.output_attentions else None
+    def __init__(self, generation_config: GenerationConfig, cache: Cache, batch_size: int):
+        wanted = bool(generation_config.return_dict_in_generate)
+        self.returns_dict = wanted
+        self.scores = _rows_of(batch_size, wants_scores(generation_config))
+        self.logits = _rows_of(batch_size, wanted and generation_config.output_logits)
+        self.hidden_states = _rows_of(batch_size, wanted and generation_config.output_hidden_states)
+        self.attentions = _rows_of(batch_size, wanted and generation_config.output_attentions)
         self.columns = [_columns_of(layer) for layer in cache.layers]
+        self.acceptance_lengths: list[list[int]] = [[] for _ in range(batch_size)]
 
     def add_prefill(self, outputs: Any, prompt_length: int) -> None:
         """The prompt's entries; logits and states of the first token."""
         if self.logits is not None:
-            self.logits += (outputs.logits[:, -1].float(),)
+            for row, logits in zip(self.logits, outputs.logits[:, -1:].float(), strict=True):
+                row.append(logits)
         if self.hidden_states is not None:
-            self.hidden_states += (outputs.hidden_states,)
+            for i, row in enumerate(self.hidden_states):
+                row.append(tuple(states[i : i + 1] for states in outputs.hidden_states))
         if self.attentions is not None:
-            self.attentions += (
-                tuple(_prompt_attention(weights, prompt_length, layer) for weights, layer in self._layers(outputs)),
-            )
+            for i, row in enumerate(self.attentions):
+                row.append(
+                    tuple(_prompt_attention(_row(w, i), prompt_length, layer) for w, layer in self._layers(outputs))
+                )
 
-    def add_cycle(self, outputs: Any, path: torch.Tensor, prefix_length: int) -> None:
+    def add_scores(self, scores: tuple[torch.Tensor, ...], num_kept: list[int], rows: list[int]) -> None:
         """
-        One entry for each node of the kept path.
+        Args:
+            scores (`tuple` of `torch.Tensor` of shape `(len(rows), vocab_size)`): of new tokens, or of more.
+            num_kept (`list[int]`): how many new tokens each row has.
+            rows (`list[int]`): which rows of the answer these are.
+        """
+        if self.scores is not None:
+            for i, (row, kept) in enumerate(zip(rows, num_kept, strict=True)):
+                self.scores[row].extend(step[i : i + 1] for step in scores[:kept])
+
+    def add_cycle(
+        self, outputs: Any, nodes: torch.Tensor, num_kept: list[int], rows: list[int], lengths: list[int]
+    ) -> None:
+        """
+        One entry for each node of the kept paths.
 
         Args:
             outputs ([`~transformers.utils.ModelOutput`]): of the verification.
-            path (`torch.LongTensor` of shape `(batch_size, kept)`): node indices from the root on.
-            prefix_length (`int`): cache entries before the root.
+            nodes (`torch.LongTensor` of shape `(len(rows), path)`): node indices from the root on.
+            num_kept (`list[int]`): how many of them each row keeps; none once it has ended.
+            rows (`list[int]`): which rows of the answer these are.
+            lengths (`list[int]`): cache entries of each row before the root.
         """
+        for i, (row, kept) in enumerate(zip(rows, num_kept, strict=True)):
+            if kept > 0:
+                self.acceptance_lengths[row].append(kept)
+                self._add_path(outputs, i, nodes[i : i + 1, :kept], row, lengths[i], max(lengths))
+
+    def _add_path(
+        self, outputs: Any, index: int, path: torch.Tensor, row: int, length: int, prefix_length: int
+    ) -> None:
         if self.logits is not None:
-            logits = _rows(outputs.logits, path).float()
-            self.logits += tuple(logits.unbind(dim=1))
+            logits = _nodes(_row(outputs.logits, index), path).float()
+            self.logits[row].extend(logits.unbind(dim=1))
         if self.hidden_states is not None:
-            layers = [_rows(states, path) for states in outputs.hidden_states]
-            self.hidden_states += tuple(tuple(s[:, i : i + 1] for s in layers) for i in range(path.shape[1]))
+            layers = [_nodes(_row(states, index), path) for states in outputs.hidden_states]
+            self.hidden_states[row].extend(tuple(s[:, i : i + 1] for s in layers) for i in range(path.shape[1]))
         if self.attentions is not None:
             num_nodes = outputs.logits.shape[1]
-            self.attentions += tuple(
+            self.attentions[row].extend(
                 tuple(
-                    _attention_of(weights, path, i, prefix_length, num_nodes, layer)
+                    _attention_of(_row(weights, index), path, i, length, prefix_length, num_nodes, layer)
                     for weights, layer in self._layers(outputs)
                 )
                 for i in range(path.shape[1])
@@ -91,21 +123,19 @@ class OutputRecorder:
     def finish(
         self,
         sequences: torch.Tensor,
-        scores: tuple[torch.Tensor, ...] | None,
         cache: Cache,
-        acceptance_lengths: list[list[int]],
     ) -> GriffinGenerateOutput | torch.Tensor:
         """What `generate()` returns."""
         if not self.returns_dict:
             return sequences
         return GriffinGenerateOutput(
             sequences=cast("torch.LongTensor", sequences),
-            scores=cast("tuple[torch.FloatTensor] | None", scores),
-            logits=self.logits,
-            attentions=self.attentions,
-            hidden_states=self.hidden_states,
+            scores=_side_by_side(self.scores),
+            logits=_side_by_side(self.logits),
+            attentions=_side_by_side(self.attentions),
+            hidden_states=_side_by_side(self.hidden_states),
             past_key_values=cache,
-            acceptance_lengths=acceptance_lengths,
+            acceptance_lengths=self.acceptance_lengths,
         )
 
     def _layers(self, outputs: Any) -> list[tuple[torch.Tensor | None, AttentionColumns]]:
@@ -122,8 +152,40 @@ def _columns_of(layer: Any) -> AttentionColumns:
     )
 
 
-def _rows(states: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
-    """`(batch_size, n_nodes, width)` -> `(batch_size, kept, width)`."""
+def _rows_of(batch_size: int, is_wanted: Any) -> list[list[Any]] | None:
+    return [[] for _ in range(batch_size)] if is_wanted else None
+
+
+def _side_by_side(rows: list[list[Any]] | None) -> Any:
+    """For each row its entries -> for each step one entry with all rows, as long as the longest row has entries."""
+    if rows is None:
+        return None
+    longest = max(rows, key=len)
+    return tuple(
+        _join([row[step] if step < len(row) else _zeros_like(longest[step]) for row in rows])
+        for step in range(len(longest))
+    )
+
+
+def _join(entries: list[Any]) -> Any:
+    """Tensors, or tuples of them, joined along their first dimension."""
+    if isinstance(entries[0], tuple):
+        return tuple(_join(list(parts)) for parts in zip(*entries, strict=True))
+    return entries[0] if len(entries) == 1 or entries[0] is None else torch.cat(entries)
+
+
+def _zeros_like(entry: Any) -> Any:
+    if isinstance(entry, tuple):
+        return tuple(_zeros_like(part) for part in entry)
+    return None if entry is None else torch.zeros_like(entry)
+
+
+def _row(states: torch.Tensor | None, index: int) -> Any:
+    return None if states is None else states[index : index + 1]
+
+
+def _nodes(states: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
+    """`(1, n_nodes, width)` -> `(1, kept, width)`."""
     return states.gather(1, path.to(states.device).unsqueeze(-1).expand(-1, -1, states.shape[-1]))
 
 
@@ -140,6 +202,7 @@ def _attention_of(
     weights: torch.Tensor | None,
     path: torch.Tensor,
     step: int,
+    length: int,
     prefix_length: int,
     num_nodes: int,
     layer: AttentionColumns,
@@ -147,9 +210,9 @@ def _attention_of(
     """
     The attention of one path node as plain decoding would show it: columns of prefix and path, in order.
 
-    `weights` has shape `(batch_size, heads, n_nodes, kv_len)`; its columns end with the tree, or, in a static cache,
-    start with the prefix. The result has shape `(batch_size, heads, 1, prefix + step + 1)`, cut and padded as the
-    layer's columns say.
+    `weights` has shape `(1, heads, n_nodes, kv_len)`; its columns end with the tree, or, in a static cache, start with
+    the `prefix_length` slots of the prefix, of which the row has `length`. The result has shape
+    `(1, heads, 1, length + step + 1)`, cut and padded as the layer's columns say.
     """
     if weights is None:
         return None
@@ -159,7 +222,8 @@ def _attention_of(
     path = path.to(weights.device)
     row = weights.gather(2, path[:, None, step : step + 1, None].expand(-1, weights.shape[1], -1, kv_len))
     columns = (first_node + path[:, None, None, : step + 1]).expand(-1, weights.shape[1], -1, -1)
-    seen = torch.cat((row[..., :first_node], row.gather(3, columns)), dim=-1)
+    gap = prefix_length - length
+    seen = torch.cat((row[..., : first_node - gap], row.gather(3, columns)), dim=-1)
     if layer.window is not None:
         seen = seen[..., -layer.window :]
     if layer.width is not None:

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from .candidate_generator import TREE_ATTENTION
 from .draft_tree import DraftTree, as_attention_mask, first_nodes, tree_attention_mask
-from .kv_cache import can_branch, can_roll_back
+from .kv_cache import can_branch, can_roll_back, crop_last, keep_path
 
 
 logger = logging.get_logger(__name__)
@@ -71,9 +71,13 @@ class TargetForward:
                     "all attention."
                 )
             logger.warning_once(f"{type(target).__name__} verifies chains instead of trees: {reason}.")
+        self.device = target.device  # where the tokens are, once they are known: a target may be offloaded
         self.features: list[torch.Tensor] = []
-        self.cache_length = 0
+        self.cache_length = 0  # slots of the longest row
+        self.lengths: list[int] = []  # slots of each row
+        self.gaps: torch.Tensor | None = None  # (batch_size, 1): slots that a row lacks; None if it is none
         self.position_of_slot: torch.Tensor | None = None
+        self.of_all_rows: tuple[dict[str, Any], torch.Tensor | None] | None = None  # before rows were forgotten
 
     # ------------------------------------------------------------------ forwards
 
@@ -84,6 +88,7 @@ class TargetForward:
         Returns:
             the outputs, and the features of all tokens read now, of shape `(batch_size, read, hidden_size)`.
         """
+        self.device = input_ids.device
         positions = self.model_kwargs.get("position_ids")
         # The head is called on all positions, so that the tap sees them, and computes the last one.
         model_kwargs = self.model_kwargs | ({"logits_to_keep": 0} if "logits_to_keep" in self.model_kwargs else {})
@@ -97,6 +102,7 @@ class TargetForward:
         # Phi-3 ignores the cache it was given if the prompt is longer than its short rotary embedding reaches.
         self.cache = outputs.past_key_values
         self.cache_length = int(self.cache.get_seq_length())
+        self.lengths = [self.cache_length] * outputs.logits.shape[0]
         if positions is not None:
             # Position of a slot = slot + this; padding on the left makes it negative.
             self.position_of_slot = positions[..., -1:] + 1 - self.cache_length
@@ -129,6 +135,62 @@ class TargetForward:
         """
         return tree if self.verifies_trees else first_nodes(tree, self.num_readable - self.cache_length)
 
+    def lengthen(self, num_kept: list[int]) -> int:
+        """
+        Counts what each row keeps of the nodes it verified; the cache is left to others.
+
+        Returns:
+            by how many slots the longest row grows.
+        """
+        before = self.cache_length
+        self._set_lengths([length + kept for length, kept in zip(self.lengths, num_kept, strict=True)])
+        return self.cache_length - before
+
+    def keep_rows(self, rows: list[int]) -> None:
+        """
+        Forgets all rows of the batch but some.
+
+        Effects: the cache shrinks to these rows, and to the longest of them.
+        """
+        batch_size, before = len(self.lengths), self.cache_length
+        self.of_all_rows = self.of_all_rows or (self.model_kwargs, self.position_of_slot)
+        self.model_kwargs = dict(self.model_kwargs)
+        index = torch.tensor(rows, device=self.device)
+        self.cache.batch_select_indices(index)
+        for name, value in self.model_kwargs.items():
+            if isinstance(value, torch.Tensor) and value.shape[:1] == (batch_size,):
+                self.model_kwargs[name] = value[index.to(value.device)]
+        if self.position_of_slot is not None and self.position_of_slot.shape[-2] == batch_size:
+            self.position_of_slot = self.position_of_slot.index_select(-2, index.to(self.position_of_slot.device))
+        self._set_lengths([self.lengths[row] for row in rows])
+        crop_last(self.cache, before - self.cache_length)
+
+    def read_last_tokens(self, tokens: torch.Tensor, lengths: list[int]) -> None:
+        """
+        Reads the last token of every row, now that the cache holds all rows again, into the row's own end.
+
+        Plain decoding reads it while the row waits for longer ones, and does not read that of the longest row.
+
+        Args:
+            tokens (`torch.LongTensor` of shape `(batch_size, 1)`): the last token of each row.
+            lengths (`list[int]`): slots of each row.
+
+        Effects: fills one slot of each row's gap.
+        """
+        if self.of_all_rows is not None:
+            self.model_kwargs, self.position_of_slot = self.of_all_rows
+        self._set_lengths(lengths)
+        if self.gaps is not None:
+            root = torch.zeros_like(tokens)
+            sees_itself = torch.ones_like(tokens, dtype=torch.bool).unsqueeze(1)
+            self.verify(DraftTree(tokens, root, root, sees_itself, root.float()), tokens)
+            keep_path(self.cache, root, 0, 1, self.gaps)
+
+    def _set_lengths(self, lengths: list[int]) -> None:
+        self.lengths, self.cache_length = lengths, max(lengths)
+        gaps = [[self.cache_length - length] for length in lengths]
+        self.gaps = torch.tensor(gaps, device=self.device) if any(gap for (gap,) in gaps) else None
+
     def _tree_inputs(self, tree: DraftTree) -> dict[str, Any]:
         model_inputs: dict[str, Any] = {
             **self._other_kwargs(tree.tokens.shape[1]),
@@ -139,7 +201,8 @@ class TargetForward:
         }
         if self.position_of_slot is not None:
             # Nodes behind the longest answer matter to nobody, but a table of learned positions ends somewhere.
-            slots = (tree.depths + self.cache_length).clamp(max=self.num_readable - 1)
+            row_length = self.cache_length if self.gaps is None else self.cache_length - self.gaps
+            slots = (tree.depths + row_length).clamp(max=self.num_readable - 1)
             model_inputs["position_ids"] = slots + self.position_of_slot
         return model_inputs
 
@@ -149,7 +212,7 @@ class TargetForward:
         for kind, (layer_idx, sliding_window) in attention_kinds(self.text_config).items():
             kv_length, kv_offset = self.cache.get_mask_sizes(tree.tokens.shape[1], layer_idx)
             allowed = tree_attention_mask(
-                tree, self.cache_length, kv_length, kv_offset, sliding_window, self._padding_mask()
+                tree, self.cache_length, kv_length, kv_offset, sliding_window, self._padding_mask(), self.gaps
             )
             masks[kind] = as_attention_mask(allowed, self.text_config._attn_implementation, self.target.dtype)
         return masks if len(masks) > 1 else masks.popitem()[1]

@@ -15,7 +15,7 @@ It needs no draft probabilities and no case distinction; greedy and sampling dif
 
 Notation for shapes: `batch_size`; `n_nodes` tree nodes; `path` = depth + 1, the longest root path.
 
-Next: `kv_cache.py`.
+Next: `finished_rows.py`.
 """
 
 from collections.abc import Callable
@@ -75,6 +75,7 @@ def walk_path(
     path_length: int,
     ask_host: bool,
     is_over: Callable[[torch.Tensor], bool] | None = None,
+    in_step: torch.Tensor | None = None,
 ) -> Acceptance:
     """
     Accepts the same path as [`accept_path`], but lets `choose` see every prefix, one node after the other.
@@ -91,6 +92,9 @@ def walk_path(
             never sees a prefix that plain decoding would not show it, so it may keep state. Without it all steps run
             and those behind the end are ignored.
         is_over (`Callable`, *optional*): whether the answer ends with a sequence; with `ask_host` the path ends there.
+        in_step (`torch.BoolTensor` of shape `(batch_size, 1)`, *optional*):
+            Rows that must all be on their paths: with `ask_host` all paths end where the first of theirs does. When
+            not given, the walk goes on until the last path has ended.
     """
     index = torch.arange(tree.tokens.shape[1], device=tree.tokens.device)
     node = torch.zeros_like(input_ids[:, :1])
@@ -109,7 +113,7 @@ def walk_path(
         is_child = (tree.parents == node) & (tree.tokens == token) & (index > 0)
         walking = walking & is_child.any(dim=-1, keepdim=True)
         prefix = torch.cat((prefix, token), dim=1)
-        if ask_host and (not walking.any() or (is_over is not None and is_over(prefix))):
+        if ask_host and (_have_left(walking, in_step) or (is_over is not None and is_over(prefix))):
             break
         node = torch.where(walking, is_child.long().argmax(dim=-1, keepdim=True), node)
     rest = path_length - len(nodes)
@@ -118,3 +122,8 @@ def walk_path(
         tokens=torch.cat(tokens + tokens[-1:] * rest, dim=1),
         lengths=lengths.squeeze(-1),
     )
+
+
+def _have_left(walking: torch.Tensor, in_step: torch.Tensor | None) -> bool:
+    """Whether no path goes on; of rows in step, whether one of their paths does not."""
+    return not walking.any() if in_step is None else bool((in_step & ~walking).any())

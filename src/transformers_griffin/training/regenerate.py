@@ -23,7 +23,7 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
-from ..modeling_griffin import moved_to
+from ..modeling_griffin import GriffinDraftModel, moved_to
 from .conversations import Message, render
 from .data import CONVERSATION_COLUMNS, row_messages
 from .fingerprints import describe_target, describe_tokenizer
@@ -90,6 +90,7 @@ def regenerate_answers(
     batch_size: int = 8,
     shard_size: int = 256,
     seed: int = 0,
+    draft: GriffinDraftModel | None = None,
     **generate_kwargs: Any,
 ) -> None:
     """
@@ -108,6 +109,9 @@ def regenerate_answers(
         batch_size (`int`, defaults to 8): conversations answered at once.
         shard_size (`int`, defaults to 256): rows of a shard, the most that a kill can lose.
         seed (`int`, defaults to 0): of sampling, to which every batch adds the number of its first row.
+        draft ([`GriffinDraftModel`], *optional*):
+            Speeds the target up and leaves its answers as they are: greedy ones token for token in float32, sampled
+            ones in their law. For a second round of training with the draft of the first.
         generate_kwargs: further arguments of `generate()`, for example `do_sample`, `temperature`, `top_p`.
 
     Effects:
@@ -140,10 +144,12 @@ def regenerate_answers(
         "seed": seed,
         "max_new_tokens": max_new_tokens,
         "generate": json.dumps(generate_kwargs, sort_keys=True),
+        # With another draft an interrupted run would go on with other random numbers.
+        "draft": None if draft is None else draft.config.name_or_path,
     }
     num_shards = -(-len(rows) // shard_size)
     writer = ShardWriter(path, KIND, settings, num_shards, about={"target": target.config.name_or_path})
-    answerer = _Answerer(target, tokenizer, max_length, max_new_tokens, generate_kwargs)
+    answerer = _Answerer(target, tokenizer, max_length, max_new_tokens, generate_kwargs, draft)
     compute = partial(_with_answers, answerer, seed)
     writer.write_all(rows.with_format(None), compute, FEATURES, batch_size, shard_size, "Answers")
     num_written = sum(shard["num_rows"] for shard in writer.shards)
@@ -168,6 +174,7 @@ class _Answerer:
     max_length: int
     max_new_tokens: int
     generate_kwargs: dict[str, Any]
+    draft: GriffinDraftModel | None
 
     @property
     def end_tokens(self) -> list[int]:
@@ -208,6 +215,7 @@ class _Answerer:
                 **self.generate_kwargs,
                 "max_new_tokens": self.max_new_tokens,
                 "eos_token_id": self.end_tokens or None,
+                **({} if self.draft is None else {"assistant_model": self.draft}),
             },
         )
         return output[:, max(map(len, prompts)) :].tolist()
