@@ -36,6 +36,8 @@ def test_the_last_line_is_the_results_file_and_names_no_home_directory(pair, pro
     printed = capsys.readouterr().out.splitlines()
     results = BenchmarkResults.load(tmp_path / "out")
     assert json.loads(printed[-1]) == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (tmp_path / "out" / "report.html").exists()
+    assert printed[0].startswith("| Setting | Method |"), "the tables come first"
     assert str(tmp_path) not in printed[-1]
     assert str(pair) not in printed[-1]
     assert results.is_complete

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import transformers_griffin  # noqa: F401  # registers the draft
 from transformers_griffin.evaluation import answer_prompt, compare, load_prompts
@@ -31,6 +31,13 @@ def load_pair(dtype=torch.float32):
 
 def test_the_pair_stays_below_40_megabytes():
     assert sum(path.stat().st_size for path in MINI.rglob("*.*") if path.is_file()) < 40_000_000
+
+
+def test_the_assistant_is_tiny_and_speaks_the_targets_tokens():
+    assert (MINI / "assistant" / "model.safetensors").stat().st_size < 4_000_000
+    assistant, target = (AutoConfig.from_pretrained(MINI / name) for name in ("assistant", "target"))
+    assert assistant.vocab_size == target.vocab_size
+    assert assistant.eos_token_id == target.eos_token_id
 
 
 def test_answers_to_real_prompts_are_the_same_tokens_in_fewer_steps(tokenizer):

@@ -23,7 +23,7 @@ from .shared import (
 EXAMPLES = """\
 All methods answer each prompt before the next one comes, in rotating order, so that a drift of the machine's speed
 hits all alike. Every measurement is kept at once: the same command goes on where an interrupted one ended. The last
-line of stdout is one JSON object, that of OUTPUT/results.json.
+line of stdout is one JSON object, that of OUTPUT/results.json; tables and pictures: OUTPUT/report.html.
 
 examples:
   griffin bench --target user/target --draft my-draft --output runs/bench
@@ -88,12 +88,13 @@ def add_to(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures, then prints the results file."""
+    """Measures, writes the report, prints its tables and the results file."""
     from transformers import AutoConfig, AutoTokenizer
 
     from ..evaluation.benchmark import run_benchmark
     from ..evaluation.plan import Plan, make_settings
     from ..evaluation.prompts import load_prompts
+    from ..evaluation.report import markdown_tables, write_report
 
     quiet_transformers()
     if args.synthetic:
@@ -125,6 +126,8 @@ def run(args: argparse.Namespace) -> None:
             if name not in ("run", "command", "debug")
         },
     )
+    write_report(results, args.output)
+    print(markdown_tables(results))
     print(json.dumps(results.as_dict()))
 
 
