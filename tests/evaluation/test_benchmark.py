@@ -194,6 +194,15 @@ def test_the_best_plain_mode_is_the_faster_one(target):
     assert row(results, "plain").speedup_over_best_plain.value == pytest.approx(11.5 / 17)
 
 
+def test_a_plain_mode_whose_ties_fall_otherwise_is_still_the_best_plain_mode(target):
+    """It has no SR of its own, but what others gain is not measured against a slower mode for it."""
+    target.wrong_tokens["plain_compiled"] = 1
+    compiled = Decoder(Method("plain_compiled", "plain_compiled", ""), lambda *_: {"method": "plain_compiled"})
+    results = run(target, decoders=[*fake_decoders(), compiled])
+    assert row(results, "plain_compiled").speedup_over_eager is None
+    assert row(results, "griffin").speedup_over_best_plain.value == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("plan", "message"),
     [

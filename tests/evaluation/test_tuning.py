@@ -7,6 +7,7 @@ import pytest
 import torch
 from fake_time import FakeTime, oracle_pair
 
+from transformers_griffin import GriffinCandidateGenerator
 from transformers_griffin.evaluation.answers import TimedBatch, answer_batch
 from transformers_griffin.evaluation.tree_acceptance import PathRanks, TreeSettings
 from transformers_griffin.evaluation.tree_costs import CostCurves, TreeGrid, draft_has
@@ -82,6 +83,18 @@ def test_the_present_tree_competes_even_if_the_grid_lacks_it(pair, monkeypatch):
     FakeTime(monkeypatch, target_forward=(10.0, 0.001), draft_pass=(0.1, 0.001))
     grid = TreeGrid(num_tokens=(2,), depths=(2,), widths=(1,))
     assert tune_tree(target, draft, batches, grid, num_finalists=1, **SETTINGS).best.tree == present
+
+
+def test_a_tree_tuned_for_a_batch_is_the_tree_of_each_of_its_rows(pair, monkeypatch):
+    """Tokens are nearly free: no row gets less than the best tree, though a batch would share a single prompt's."""
+    target, draft, [(prompt, mask)] = pair
+    FakeTime(monkeypatch, target_forward=(10.0, 0.001), draft_pass=(0.1, 0.001))
+    batches = [(prompt.repeat(2, 1), mask.repeat(2, 1))]
+    result = tune_tree(target, draft, batches, GRID, num_finalists=1, **SETTINGS)
+    assert result.best.tree == TreeSettings(4, 4, 4)
+    assert result.best.tau == result.best.expected_tau
+    assert draft.generation_config.draft_tree_batch_size == 2
+    assert GriffinCandidateGenerator(draft, batch_size=2).num_draft_tokens == 4
 
 
 def test_sampled_answers_are_tuned_for_as_well(pair):

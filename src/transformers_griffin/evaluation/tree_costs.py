@@ -144,7 +144,7 @@ def measure_costs(
     outside = []
     for index, (input_ids, attention_mask) in enumerate(batches):
         for tree in rotated(probes, index):
-            with draft_has(draft, tree), record_parts(target.device) as recording:
+            with draft_has(draft, tree, len(input_ids)), record_parts(target.device) as recording:
                 answer = answer_batch(target, input_ids, attention_mask, assistant_model=draft, **generate_kwargs)
             new_cycles = recording.cycles()
             cycles[tree] += new_cycles
@@ -178,10 +178,10 @@ def _curves(cycles: Mapping[TreeSettings, list[CycleTime]], outside: float) -> C
 
 
 @contextmanager
-def draft_has(draft: GriffinDraftModel, tree: TreeSettings) -> Iterator[None]:
-    """While open, the draft drafts such trees."""
+def draft_has(draft: GriffinDraftModel, tree: TreeSettings, batch_size: int = 1) -> Iterator[None]:
+    """While open, the draft drafts such trees for every row of a batch."""
     own = draft.generation_config
-    draft.generation_config = GenerationConfig(**vars(tree))
+    draft.generation_config = GenerationConfig(**vars(tree), draft_tree_batch_size=batch_size)
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..decoding.candidate_generator import tree_settings
+from ..decoding.candidate_generator import tokens_per_row, tree_settings
 from ..modeling_griffin import GriffinDraftModel
 from .answers import TimedBatch, answer_batch
 from .replay import KnownAnswers, know_answers
@@ -97,7 +97,7 @@ def tune_tree(
     Returns:
         [`TuningResult`]
 
-    Effects: `draft.generation_config` gets the best tree.
+    Effects: `draft.generation_config` gets the best tree, and the batch size that it is meant for.
 
     Raises:
         ValueError: if there is no prompt, the grid holds no tree, or no answer is longer than a token.
@@ -105,7 +105,8 @@ def tune_tree(
     if not batches:
         raise ValueError("There is no prompt to tune on. Give at least one; a dozen like those to come is better.")
     draft.bind(target)
-    present = TreeSettings(*tree_settings(draft.generation_config, draft.config.vocab_size))
+    batch_size = max(len(input_ids) for input_ids, _ in batches)
+    present = _present_tree(draft, batch_size)
     trees = list(dict.fromkeys([*(grid or TreeGrid()).trees(draft.config.vocab_size), present]))
     to_choose, to_confirm = batches[::2], batches[1::2] or batches
     steps: dict[str, float] = {}
@@ -127,7 +128,14 @@ def tune_tree(
         plain, confirmed = _confirm(target, draft, to_confirm, finalists, max_new_tokens, generate_kwargs)
     best = confirmed[0]
     draft.generation_config.update(**vars(best.tree))
+    draft.generation_config.draft_tree_batch_size = batch_size
     return TuningResult(best, plain, confirmed, curves, len(trees), steps)
+
+
+def _present_tree(draft: GriffinDraftModel, batch_size: int) -> TreeSettings:
+    """What the draft has now, for each row of such a batch."""
+    _, depth, width = tree_settings(draft.generation_config, draft.config.vocab_size)
+    return TreeSettings(tokens_per_row(draft.generation_config, draft.config.vocab_size, batch_size), depth, width)
 
 
 # ---------------------------------------------------------------------- expectation
@@ -201,7 +209,7 @@ def _confirm(
             if mode is None:
                 answers[i].append(_answer(target, batch, index, max_new_tokens, generate_kwargs))
             else:
-                with draft_has(draft, mode.tree):
+                with draft_has(draft, mode.tree, len(batch[0])):
                     kwargs = {"assistant_model": draft} | generate_kwargs
                     answers[i].append(_answer(target, batch, index, max_new_tokens, kwargs))
     plain, *speeds = (tokens_per_second(runs) for runs in answers.values())
