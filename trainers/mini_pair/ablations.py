@@ -50,6 +50,7 @@ ROWS: dict[str, tuple[dict, dict]] = {
     "griffin": ({}, {}),
     "hass": (CONCAT | SINGLE, {"objective": "hass"}),
     "eagle2": (CONCAT | SINGLE, {"objective": "eagle"}),
+    "fspad": (CONCAT, {"objective": "eagle"}),  # like it: one head for the feature, one for the token
     "without_tat": ({}, {"num_passes": 1}),
     "without_tad": (CONCAT | SINGLE, {}),
     "without_both": (CONCAT | SINGLE, {"num_passes": 1}),

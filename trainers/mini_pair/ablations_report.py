@@ -21,6 +21,7 @@ from transformers_griffin.evaluation import bootstrap_interval, paired_ratio_int
 TABLES: dict[str, list[tuple[str, str]]] = {
     "Methods (Table 1)": [
         ("eagle2", "EAGLE-2"),
+        ("fspad", "like FSPAD (EAGLE-2 with two heads)"),
         ("hass", "HASS"),
         ("hass_wide", "HASS, as many parameters"),
         ("griffin", "GRIFFIN"),
