@@ -276,6 +276,12 @@ def test_help_and_wrong_usage(args, status, text, capsys):
     assert text in " ".join((captured.out if status == 0 else captured.err).split())
 
 
+def test_a_draft_that_does_not_exist_is_named(pair, capsys):
+    args = ["generate", "--target", str(pair / "target"), "--draft", "nowhere/draft", "--prompt", "w5"]
+    assert main(args) == 1
+    assert "nowhere/draft is no directory with a draft" in capsys.readouterr().err
+
+
 def test_the_module_runs_as_a_program(tmp_path):
     done = subprocess.run(
         [

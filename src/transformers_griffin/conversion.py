@@ -129,8 +129,16 @@ def load_draft(
             the configuration is compared.
         dtype: as in `from_pretrained`; released checkpoints keep the dtype of their file.
         hub_kwargs: see [`convert_checkpoint`].
+
+    Raises:
+        OSError: if there is no draft of that name, or it cannot be reached.
     """
-    config, _ = PreTrainedConfig.get_config_dict(path_or_repo, **hub_kwargs)
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(path_or_repo, **hub_kwargs)
+    except OSError as error:
+        raise OSError(
+            f"{path_or_repo} is no directory with a draft, and none was found on the Hub: {error}"
+        ) from error
     if config.get("model_type") != GriffinDraftConfig.model_type:
         weights_of = None if target.device.type == "meta" else target
         return convert_checkpoint(path_or_repo, target.config, weights_of, **hub_kwargs).bind(target)

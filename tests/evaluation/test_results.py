@@ -40,3 +40,8 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path):
 def test_a_setting_is_greedy_unless_it_samples():
     assert Setting("a", "float32", {}).is_greedy
     assert not Setting("b", "float32", {"do_sample": True}).is_greedy
+
+
+def test_a_missing_file_is_named_with_what_to_give(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"results\.json does not exist\. Give the results\.json"):
+        BenchmarkResults.load(tmp_path)

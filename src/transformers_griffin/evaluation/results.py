@@ -139,10 +139,13 @@ class BenchmarkResults:
             path (`str` or `Path`): the file, or the results folder that holds it as `results.json`.
 
         Raises:
+            FileNotFoundError: if there is no such file.
             ValueError: if the file is no JSON, of another kind or of another schema.
         """
         path = Path(path)
         path = path / "results.json" if path.is_dir() else path
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist. Give the results.json of `griffin bench`, or its folder.")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
