@@ -1,7 +1,7 @@
 """
 Tree attention behind transformers' attention interface.
 
-While a tree is verified, the target's attention implementation is `"griffin_tree"` and its `attention_mask` is a packed
+While a tree is verified, the target's attention implementation is `"griffin_tree"` and its `attention_mask` a packed
 tree mask (see `packed_mask.py`). Every model that asks the interface for its attention function then calls
 [`tree_attention_forward`] with its own scaling, soft cap and sinks; sliding windows are in the mask already.
 
@@ -14,7 +14,7 @@ Next: `compaction.py`.
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from .device import on_device_of
 
@@ -60,8 +60,8 @@ def tree_attention_forward(
     asked = [name for name in UNSUPPORTED if kwargs.get(name) is not None] + ["dropout"] * (dropout > 0)
     if asked:
         raise ValueError(
-            f"{type(module).__name__} asks its attention for {', '.join(asked)}, which {TREE_IMPLEMENTATION!r} does not "
-            "compute. Verify its trees with 'sdpa' or 'eager' attention."
+            f"{type(module).__name__} asks its attention for {', '.join(asked)}, which {TREE_IMPLEMENTATION!r} does "
+            "not compute. Verify its trees with 'sdpa' or 'eager' attention."
         )
     from .tree_attention import tree_attention, tree_attention_reference  # needs Triton
 
@@ -71,6 +71,12 @@ def tree_attention_forward(
         return attend(query, key, value, attention_mask, scaling, softcap, s_aux), None
 
 
+def serves_trees_of(target: PreTrainedModel) -> bool:
+    """Whether a model takes its attention function from transformers' interface."""
+    supports_other_than_eager = target._supports_attention_backend or target._supports_sdpa
+    return supports_other_than_eager and target._can_set_attn_implementation()
+
+
 def _describe(mask: Any) -> str:
     return f"a {mask.dtype} mask of shape {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else repr(mask)
 
@@ -78,4 +84,4 @@ def _describe(mask: Any) -> str:
 AttentionInterface.register(TREE_IMPLEMENTATION, tree_attention_forward)
 
 
-__all__ = ["TREE_IMPLEMENTATION", "tree_attention_forward"]
+__all__ = ["TREE_IMPLEMENTATION", "serves_trees_of", "tree_attention_forward"]

@@ -12,7 +12,7 @@ numbers, whatever the length of the prefix::
 
 Left padding and sliding windows only move `first` and clear bits, so whoever reads the mask knows neither. It is a 4-D
 tensor because transformers hands a 4-D attention mask to the attention function as it is (`masking_utils.py`,
-`_preprocess_mask_arguments`), alone or in a dict of one mask for each kind of layer, whatever its last dimension means.
+`_preprocess_mask_arguments`), alone or in a dict of one mask for each kind of layer, whatever its columns mean.
 
 Notation for shapes: `batch_size`; `n_nodes` nodes that attend; `n_slots` tree slots; `words` = ceil(n_slots / 64).
 
@@ -45,8 +45,8 @@ def pack_tree_mask(
         ends (`torch.LongTensor` of shape `(batch_size,)` or `(1,)`): length of each row's prefix, padding included.
         starts (`torch.LongTensor` of shape `(batch_size,)` or `(1,)`, *optional*):
             Slot of each row's root; directly behind the prefix by default.
-        num_padded (`torch.LongTensor` of shape `(batch_size,)`, *optional*): slots of padding before each row's prefix.
-        sliding_window (`int`, *optional*): a slot or node at distance `sliding_window` or more along the path is hidden.
+        num_padded (`torch.LongTensor` of shape `(batch_size,)`, *optional*): slots of padding in front of each row.
+        sliding_window (`int`, *optional*): what is at that distance or farther along the path is hidden.
         kv_offset (`int`): slots at the start of the sequence that the layer's cache has dropped.
 
     Returns:

@@ -53,7 +53,7 @@ def tree_attention(
         mask (`torch.LongTensor` of shape `(batch_size, 1, n_nodes, 3 + words)`): from `pack_tree_mask`.
         scaling (`float`): factor of the scores.
         softcap (`float`, *optional*): c of `c * tanh(score / c)`.
-        sinks (`torch.Tensor` of shape `(heads,)`, *optional*): a score in each denominator that has no value (GPT-OSS).
+        sinks (`torch.Tensor` of shape `(heads,)`, *optional*): a score in each denominator without a value (GPT-OSS).
         num_splits (`int`, *optional*): runs of the prefix; by default as many as keep the device busy.
 
     Returns:
@@ -252,7 +252,7 @@ def _merge_runs(
         highest = tl.load(sinks + head).to(tl.float32) * LOG2_E
         total = tl.full((BLOCK_ROWS,), 1.0, tl.float32)
     mixed = tl.zeros((BLOCK_ROWS, BLOCK_VALUE), tl.float32)
-    for behind in range(0, num_splits):
+    for behind in range(num_splits):
         split = num_splits - 1 - behind  # from the last one, which is not empty: its node sees itself
         run = row.to(tl.int64) * num_splits + split
         log_sum = tl.load(lse + run, mask=is_row, other=0.0)
@@ -275,7 +275,7 @@ class _Tile:
     num_warps: int
 
 
-# From the fastest to the smallest, which fits everywhere. fp32 products are unrolled to scalar code, so they stay small.
+# From the fastest to the smallest, which fits everywhere. fp32 products become long scalar code, so they stay small.
 TILES = (_Tile(128, 64, 3, 8), _Tile(64, 64, 2, 4), _Tile(32, 32, 2, 4), _Tile(16, 32, 1, 4))
 
 
