@@ -5,15 +5,8 @@ import torch
 from kernel_cases import DEVICE
 
 from transformers_griffin.decoding.draft_tree import CandidatePool, build_tree, pool_size, propose_children
-from transformers_griffin.decoding.kernels.growth import (
-    Beam,
-    Pool,
-    empty_pool,
-    grow_level,
-    grow_level_reference,
-    pick_nodes,
-    root_beam,
-)
+from transformers_griffin.decoding.kernels.growth import grow_level, pick_nodes
+from transformers_griffin.decoding.kernels.levels import Beam, Pool, empty_pool, grow_level_reference, root_beam
 from transformers_griffin.decoding.kernels.packed_mask import pack_bits
 
 

@@ -194,7 +194,7 @@ def test_attention_function_has_transformers_defaults():
 @pytest.mark.parametrize(
     ("mask", "described"),
     [
-        (None, "None"),
+        (None, "no mask"),
         (torch.ones(2, 1, 7, 47, dtype=torch.bool), r"a torch.bool mask of shape \(2, 1, 7, 47\)"),
         (torch.ones(2, 1, 1, 4, dtype=torch.long), r"a torch.int64 mask of shape \(2, 1, 1, 4\)"),
     ],

@@ -1,9 +1,12 @@
 """
 GPU kernels (Triton) for the parts of a cycle that PyTorch does in many small steps, each beside its reference.
 
-    packed_mask.py         a tree's mask as a few numbers per node
-    tree_attention.py      attention over prefix and tree            reference: plain attention under the unpacked mask
-    attention_function.py  ... behind transformers' attention interface, for every model that uses it
+    packed_mask.py         a tree's mask as a few numbers per node     reference: `tree_attention_mask`
+    tree_attention.py      attention over prefix and tree              reference: `tree_attention_reference`
+    attention_function.py    behind transformers' attention interface, for every model that uses it
+    compaction.py          the accepted path in all layers' caches     reference: `move_path_reference`
+    accept_walk.py         the path that the target accepts            reference: `accept_path`
+    growth.py, levels.py   a level of the tree, and the whole tree     references: `grow_level_reference`, `build_tree`
 
 [`available`] is the one place that decides between kernel and reference.
 """

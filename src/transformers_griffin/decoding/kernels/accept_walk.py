@@ -12,8 +12,11 @@ Reference: `accept_path` in `verification.py`.
 
 Notation for shapes: `batch_size`; `n_nodes` tree nodes; `path` = depth + 1, the longest root path.
 
-Next: `growth.py`.
+Next: `levels.py`.
 """
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (kernels take pointers, for which Python has no type)
 
 import torch
 import triton

@@ -50,8 +50,7 @@ def tree_attention_forward(
     Raises:
         ValueError: without a tree mask, or if the model asks for what tree attention does not compute.
     """
-    is_tree_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dtype == torch.long
-    if not is_tree_mask or attention_mask.shape[2] != query.shape[2]:
+    if attention_mask is None or attention_mask.dtype != torch.long or attention_mask.shape[2] != query.shape[2]:
         raise ValueError(
             f"{TREE_IMPLEMENTATION!r} attention of {type(module).__name__} got {_describe(attention_mask)} for "
             f"{query.shape[2]} queries instead of a packed tree mask. It only verifies drafted trees: load the model "
@@ -77,8 +76,8 @@ def serves_trees_of(target: PreTrainedModel) -> bool:
     return supports_other_than_eager and target._can_set_attn_implementation()
 
 
-def _describe(mask: Any) -> str:
-    return f"a {mask.dtype} mask of shape {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else repr(mask)
+def _describe(mask: torch.Tensor | None) -> str:
+    return "no mask" if mask is None else f"a {mask.dtype} mask of shape {tuple(mask.shape)}"
 
 
 AttentionInterface.register(TREE_IMPLEMENTATION, tree_attention_forward)

@@ -18,6 +18,9 @@ Notation for shapes: `batch_size`; `path` nodes of the longest path; `kv_heads`,
 Next: `accept_walk.py`.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (kernels take pointers, for which Python has no type)
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -23,7 +23,8 @@ def device_limits(device: torch.device) -> tuple[int, int]:
     if device.type != "cuda":
         return 1, 100_000
     properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+    # ROCm does not say; its GPUs have 64 KiB.
+    return properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", 65_536)
 
 
 __all__ = ["device_limits", "on_device_of"]

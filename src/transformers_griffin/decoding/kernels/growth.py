@@ -13,58 +13,26 @@ would be a dozen launches a level::
 3. Ancestors are bits (see `packed_mask.py`). In a level they are its parent's and its own; in the tree, every node
    climbs to the root.
 
-References: [`grow_level_reference`]; `build_tree` in `draft_tree.py`.
+References: `grow_level_reference` in `levels.py`; `build_tree` in `draft_tree.py`.
 
 Notation for shapes: `batch_size`; `beam` nodes of the level above (1 for the root, else k); `pool` candidates.
 
 Next: `../draft_tree.py`.
 """
 
-from dataclasses import dataclass
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (kernels take pointers, for which Python has no type)
 
 import torch
 import triton
 import triton.language as tl
 
-from ..draft_tree import stable_top_k
 from .device import on_device_of
-from .packed_mask import BITS, pack_bits
+from .levels import Beam, Pool
+from .packed_mask import BITS
 
 
 MAX_COMPARED = 8192  # pairs of candidates that one program compares at a time
-
-
-@dataclass(frozen=True)
-class Beam:
-    """The nodes of one level; a level's node j lies in the draft's cache at slot `level * k + j` behind the prefix."""
-
-    tokens: torch.Tensor  # (batch_size, beam)
-    scores: torch.Tensor  # (batch_size, beam): cumulative log-probability
-    pool_index: torch.Tensor  # (batch_size, beam): -1 for the root
-    rows: torch.Tensor  # (batch_size, beam): place of the parent in the level above
-    sees: torch.Tensor  # (batch_size, beam, words): bits of the slots that it sees, ancestors and itself
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Room for all candidates of a drafting round, filled level by level."""
-
-    tokens: torch.Tensor  # (batch_size, pool)
-    scores: torch.Tensor  # (batch_size, pool)
-    parents: torch.Tensor  # (batch_size, pool): pool index, -1 for children of the root
-
-
-def empty_pool(batch_size: int, size: int, device: torch.device) -> Pool:
-    """Room for `size` candidates, not yet written."""
-    tokens, parents = (torch.empty(batch_size, size, dtype=torch.long, device=device) for _ in range(2))
-    return Pool(tokens, torch.empty(batch_size, size, device=device), parents)
-
-
-def root_beam(root_tokens: torch.Tensor, num_slots: int) -> Beam:
-    """The level of the root, of shape `(batch_size, 1)`, before `num_slots` = depth * k nodes of levels below it."""
-    zeros = torch.zeros_like(root_tokens)
-    sees = root_tokens.new_zeros(*root_tokens.shape, -(-num_slots // BITS))
-    return Beam(root_tokens, zeros.float(), zeros - 1, zeros, sees)
 
 
 def grow_level(
@@ -100,33 +68,6 @@ def grow_level(
             WIDTH=width, K=k, WORDS=beam.sees.shape[-1], BITS=BITS, **_blocks(width * k),
         )  # fmt: skip
     return Beam(new_tokens, new_scores, new_index, new_rows, new_sees)
-
-
-def grow_level_reference(
-    top_logits: torch.Tensor, tokens: torch.Tensor, log_norms: torch.Tensor, beam: Beam, pool: Pool, level: int
-) -> Beam:
-    """Does what [`grow_level`] does."""
-    width, k = top_logits.shape[1:]
-    first_index = 0 if level == 0 else k + (level - 1) * k * k
-    log_probs = top_logits.float() - log_norms.unsqueeze(-1)
-    log_probs = log_probs.masked_fill(log_probs.isnan(), -torch.inf).clamp(max=0.0)
-    scores = (beam.scores.unsqueeze(-1) + log_probs).flatten(1)
-    here = slice(first_index, first_index + width * k)
-    pool.tokens[:, here], pool.scores[:, here] = tokens.flatten(1), scores
-    pool.parents[:, here] = beam.pool_index.repeat_interleave(k, dim=1)
-
-    best_scores, chosen = stable_top_k(scores, k)
-    rows = chosen // k
-    own_slot = torch.zeros(k, beam.sees.shape[-1] * BITS, dtype=torch.bool, device=tokens.device)
-    own_slot[torch.arange(k), level * k + torch.arange(k)] = True
-    parent_sees = beam.sees.gather(1, rows.unsqueeze(-1).expand(-1, -1, beam.sees.shape[-1]))
-    return Beam(
-        tokens=tokens.flatten(1).gather(1, chosen),
-        scores=best_scores,
-        pool_index=first_index + chosen,
-        rows=rows,
-        sees=parent_sees | pack_bits(own_slot),
-    )
 
 
 def pick_nodes(
@@ -286,4 +227,4 @@ def _bit_in_word(bit, word, BITS: tl.constexpr):
     return tl.where(bit // BITS == word, one << (bit % BITS).to(tl.int64), 0)
 
 
-__all__ = ["Beam", "Pool", "empty_pool", "grow_level", "grow_level_reference", "pick_nodes", "root_beam"]
+__all__ = ["grow_level", "pick_nodes"]

@@ -18,6 +18,9 @@ Notation for shapes: `batch_size`; `n_nodes`; `heads` = `kv_heads * group`; `row
 Next: `compaction.py`.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (kernels take pointers, for which Python has no type)
+
 from dataclasses import dataclass, replace
 
 import torch
