@@ -7,13 +7,15 @@ from kernel_cases import DEVICE
 from transformers_griffin.decoding.draft_tree import CandidatePool, build_tree, pool_size, propose_children
 from transformers_griffin.decoding.kernels.growth import grow_level, pick_nodes
 from transformers_griffin.decoding.kernels.levels import Beam, Pool, empty_pool, grow_level_reference, root_beam
-from transformers_griffin.decoding.kernels.packed_mask import pack_bits
+from transformers_griffin.decoding.kernels.packed_mask import join_bounds, pack_bits, unpack_tree_mask
 
 
 VOCAB_SIZE = 40
 
-# (depth, k, nodes): small; the paper's; a chain; nodes and level slots in two words.
-TREES = [(3, 2, 6), (6, 10, 60), (5, 1, 6), (8, 9, 70)]
+# (depth, k, nodes): small; the paper's; a chain. In the large one nodes and level slots take two words.
+TREES = [(3, 2, 6), (6, 10, 60), (5, 1, 6)]
+LARGE_TREE = (8, 9, 70)
+CASES = [(*tree, kind) for tree in TREES for kind in ("plain", "ties", "overflow")] + [(*LARGE_TREE, "ties")]
 
 
 def level_logits(beam: Beam, kind: str) -> torch.Tensor:
@@ -46,8 +48,7 @@ def assert_equal_fields(ours, theirs) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in subtract")  # the interpreter's, of inf - inf
-@pytest.mark.parametrize("kind", ["plain", "ties", "overflow"])
-@pytest.mark.parametrize(("depth", "k", "num_nodes"), TREES)
+@pytest.mark.parametrize(("depth", "k", "num_nodes", "kind"), CASES)
 def test_kernels_grow_and_pick_the_reference_tree(depth, k, num_nodes, kind):
     pool, beams = grow(grow_level, depth, k, kind)
     expected_pool, expected_beams = grow(grow_level_reference, depth, k, kind)
@@ -73,6 +74,22 @@ def test_reference_proposes_what_drafting_proposes(kind):
     assert torch.equal(pool.scores[:, 4 + 16 :], scores.flatten(1))
     assert torch.equal(pool.parents[:, 4 + 16 :], beams[1].pool_index.repeat_interleave(4, dim=1))
     assert torch.equal(beams[2].scores, scores.flatten(1).sort(descending=True).values[:, :4])
+
+
+def test_levels_see_what_drafting_shows_them():
+    """The columns are gathered from the parents' and a diagonal is appended, level by level, as drafting does."""
+    k, prefix_length = 4, 5
+    _, beams = grow(grow_level, depth=3, k=k, kind="plain")
+    itself = torch.eye(k, dtype=torch.bool, device=DEVICE).expand(2, -1, -1)
+    sees_levels = itself
+    for beam in beams[1:]:
+        parent_sees = sees_levels.gather(1, beam.rows.unsqueeze(-1).expand(-1, -1, sees_levels.shape[-1]))
+        sees_levels = torch.cat((parent_sees, itself), dim=-1)
+
+    first, ends = torch.tensor([[0], [2]], device=DEVICE).expand(-1, k), torch.tensor([prefix_length], device=DEVICE)
+    seen = unpack_tree_mask(join_bounds(first, ends, ends, beams[-1].sees), prefix_length + 3 * k)
+    sees_prefix = torch.arange(prefix_length, device=DEVICE) >= first.unsqueeze(-1)
+    assert torch.equal(seen[:, 0], torch.cat((sees_prefix, sees_levels), dim=-1))
 
 
 def test_the_best_of_equal_children_stand_first():

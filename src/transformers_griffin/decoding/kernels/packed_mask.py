@@ -10,9 +10,10 @@ numbers, whatever the length of the prefix::
 
     mask[row, 0, node] = first, end, start, word 0 (bits 0..63), word 1 (bits 64..127), ...
 
-Left padding and sliding windows only move `first` and clear bits, so whoever reads the mask knows neither. It is a 4-D
-tensor because transformers hands a 4-D attention mask to the attention function as it is (`masking_utils.py`,
-`_preprocess_mask_arguments`), alone or in a dict of one mask for each kind of layer, whatever its columns mean.
+`end` and `start` are the same for all nodes of a row. Left padding and sliding windows only move `first` and clear bits,
+so whoever reads the mask knows neither. It is a 4-D tensor because transformers hands a 4-D attention mask to the
+attention function as it is (`masking_utils.py`, `_preprocess_mask_arguments`), alone or in a dict of one mask for each
+kind of layer, whatever its columns mean.
 
 Notation for shapes: `batch_size`; `n_nodes` nodes that attend; `n_slots` tree slots; `words` = ceil(n_slots / 64).
 
@@ -58,15 +59,29 @@ def pack_tree_mask(
         a      first 3, end 5, start 5, bits 0b011
         b      first 4, end 5, start 5, bits 0b111
     """
-    batch_size, n_nodes, _ = ancestors.shape
-    ends = ends.view(-1, 1).expand(batch_size, n_nodes)
-    starts = ends if starts is None else starts.view(-1, 1).expand(batch_size, n_nodes)
-    first = torch.zeros_like(ends) if num_padded is None else num_padded.view(-1, 1).expand(batch_size, n_nodes)
+    first = torch.zeros_like(depths) if num_padded is None else num_padded.unsqueeze(-1).expand_as(depths)
     if sliding_window is not None:
-        first = torch.maximum(first, ends + depths - sliding_window + 1)
+        first = torch.maximum(first, ends.unsqueeze(-1) + depths - sliding_window + 1)
         ancestors = ancestors & (depths.unsqueeze(-1) - depths.unsqueeze(1) < sliding_window)
-    bounds = torch.stack((first, ends, starts), dim=-1) - kv_offset
-    return torch.cat((bounds.clamp(min=0), pack_bits(ancestors)), dim=-1).unsqueeze(1)
+    return join_bounds(first, ends, ends if starts is None else starts, pack_bits(ancestors), kv_offset)
+
+
+def join_bounds(
+    first: torch.Tensor, ends: torch.Tensor, starts: torch.Tensor, words: torch.Tensor, kv_offset: int = 0
+) -> torch.Tensor:
+    """
+    The packed mask of nodes whose words are known, as those of a draft's level are (see `levels.py`).
+
+    Args:
+        first (`torch.LongTensor` of shape `(batch_size, n_nodes)`): first prefix slot that each node sees.
+        words (`torch.LongTensor` of shape `(batch_size, n_nodes, words)`):
+        ends, starts, kv_offset: as in [`pack_tree_mask`].
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, 1, n_nodes, 3 + words)`.
+    """
+    bounds = torch.stack((first, *(bound.unsqueeze(-1).expand_as(first) for bound in (ends, starts))), dim=-1)
+    return torch.cat(((bounds - kv_offset).clamp(min=0), words), dim=-1).unsqueeze(1)
 
 
 def pack_bits(flags: torch.Tensor) -> torch.Tensor:
