@@ -10,10 +10,10 @@ numbers, whatever the length of the prefix::
 
     mask[row, 0, node] = first, end, start, word 0 (bits 0..63), word 1 (bits 64..127), ...
 
-`end` and `start` are the same for all nodes of a row. Left padding and sliding windows only move `first` and clear bits,
-so whoever reads the mask knows neither. It is a 4-D tensor because transformers hands a 4-D attention mask to the
-attention function as it is (`masking_utils.py`, `_preprocess_mask_arguments`), alone or in a dict of one mask for each
-kind of layer, whatever its columns mean.
+`end` and `start` are the same for all nodes of a row. Left padding and sliding windows only move `first` and clear
+bits, so whoever reads the mask knows neither. It is a 4-D tensor because transformers hands a 4-D attention mask to
+the attention function as it is (`masking_utils.py`, `_preprocess_mask_arguments`), alone or in a dict of one mask for
+each kind of layer, whatever its columns mean.
 
 Notation for shapes: `batch_size`; `n_nodes` nodes that attend; `n_slots` tree slots; `words` = ceil(n_slots / 64).
 
