@@ -26,23 +26,24 @@ PROMPT_LENGTH, NUM_PADDED, N_NODES = 24, 3, 16  # longer than the window of 12, 
 SERVED = [a for a in ARCHITECTURES if a.mode == "tree" and a.model_type != "falcon"]
 
 
-def deep_tree() -> DraftTree:
+def deep_tree(device: torch.device) -> DraftTree:
     """A chain of 13 nodes, so that even the root leaves the window of the deepest one, with three branches."""
-    parents = torch.tensor([[*range(-1, 12), 0, 0, 5]]).clamp(min=0)
+    parents = torch.tensor([[*range(-1, 12), 0, 0, 5]], device=device).clamp(min=0)
     ancestors = ancestor_mask(parents, N_NODES)
-    tokens = make_prompt(N_NODES, seed=1)
+    tokens = make_prompt(N_NODES, seed=1).to(device)
     return DraftTree(tokens, parents, ancestors.sum(dim=-1) - 1, ancestors, torch.zeros(1, N_NODES))
 
 
 @torch.no_grad()
 def read_prompt(target: PreTrainedModel) -> tuple[Cache, torch.Tensor]:
     """The cache of a prompt that is padded on the left, and the mask of its padding."""
-    padding_mask = torch.ones(1, PROMPT_LENGTH, dtype=torch.long)
+    padding_mask = torch.ones(1, PROMPT_LENGTH, dtype=torch.long, device=target.device)
     padding_mask[:, :NUM_PADDED] = 0
     cache = DynamicCache(config=target.config.get_text_config())
     prepare_for_tree(cache, N_NODES, PROMPT_LENGTH + N_NODES)
     position_ids = (padding_mask.cumsum(dim=-1) - 1).clamp(min=0)
-    target(make_prompt(PROMPT_LENGTH), attention_mask=padding_mask, position_ids=position_ids, past_key_values=cache)
+    prompt = make_prompt(PROMPT_LENGTH).to(target.device)
+    target(prompt, attention_mask=padding_mask, position_ids=position_ids, past_key_values=cache)
     return cache, padding_mask
 
 
@@ -61,8 +62,8 @@ def packed_masks(target: PreTrainedModel, tree: DraftTree, cache: Cache) -> Any:
         masks[kind] = pack_tree_mask(
             tree.ancestors,
             tree.depths,
-            torch.tensor([PROMPT_LENGTH]),
-            num_padded=torch.tensor([NUM_PADDED]),
+            torch.tensor([PROMPT_LENGTH], device=target.device),
+            num_padded=torch.tensor([NUM_PADDED], device=target.device),
             sliding_window=sliding_window,
             kv_offset=cache.get_mask_sizes(N_NODES, layer_idx)[1],
         )
@@ -70,8 +71,9 @@ def packed_masks(target: PreTrainedModel, tree: DraftTree, cache: Cache) -> Any:
 
 
 @torch.no_grad()
-def assert_same_logits(architecture: Architecture) -> None:
-    target, tree = make_target(architecture), deep_tree()
+def assert_same_logits(architecture: Architecture, device: str = "cpu") -> None:
+    target = make_target(architecture).to(device)
+    tree = deep_tree(target.device)
     cache, padding_mask = read_prompt(target)
     position_ids = tree.depths + PROMPT_LENGTH - NUM_PADDED
     masks = long_masks(target, tree, cache, padding_mask)
@@ -92,9 +94,10 @@ def test_model_verifies_a_tree_with_the_packed_mask(architecture):
 
 
 def test_model_verifies_a_tree_with_the_kernel_itself(monkeypatch):
-    """On a CPU the models run with the reference; here, with the kernel in Triton's interpreter."""
+    """On a CPU models run with the reference; here they run with the kernel, without a GPU in Triton's interpreter."""
     monkeypatch.setattr(tree_attention, "tree_attention_reference", tree_attention.tree_attention)
-    assert_same_logits(next(a for a in SERVED if a.model_type == "gemma2"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert_same_logits(next(a for a in SERVED if a.model_type == "gemma2"), device)
 
 
 def test_model_with_attention_code_of_its_own_is_not_served():

@@ -188,7 +188,7 @@ def test_attention_function_has_transformers_defaults():
         ),
     )
     assert weights is None
-    torch.testing.assert_close(output, expected.transpose(1, 2), rtol=0, atol=2e-6)
+    torch.testing.assert_close(output, expected.transpose(1, 2), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

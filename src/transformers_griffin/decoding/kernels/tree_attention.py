@@ -96,9 +96,10 @@ def tree_attention(
         num_stages=tile.num_stages,
     )  # fmt: skip
     output = query.new_empty(batch_size, n_nodes, heads, value_dim)
-    _merge_runs[(-(-lse.numel() // (num_splits * MIN_SIDE)),)](
+    num_rows = batch_size * heads * n_nodes
+    _merge_runs[(-(-num_rows // MIN_SIDE),)](
         partial, lse, query if sinks is None else sinks, output,
-        batch_size * heads * n_nodes, heads, n_nodes, value_dim, num_splits,
+        num_rows, heads, n_nodes, value_dim, num_splits,
         HAS_SINKS=sinks is not None,
         LOG2_E=LOG2_E,
         BLOCK_ROWS=MIN_SIDE,
