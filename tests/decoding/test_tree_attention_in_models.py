@@ -6,6 +6,7 @@ and with the packed mask under `"griffin_tree"`. Windows, soft caps, sinks, late
 """
 
 from copy import deepcopy
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from transformers_griffin.decoding.draft_tree import DraftTree, ancestor_mask, as_attention_mask, tree_attention_mask
-from transformers_griffin.decoding.kernels import tree_attention
 from transformers_griffin.decoding.kernels.attention_function import TREE_IMPLEMENTATION, serves_trees_of
 from transformers_griffin.decoding.kernels.packed_mask import pack_tree_mask
 from transformers_griffin.decoding.kv_cache import prepare_for_tree
 from transformers_griffin.decoding.target_forward import attention_kinds
 
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton exists for Linux only")
 
 PROMPT_LENGTH, NUM_PADDED, N_NODES = 24, 3, 16  # longer than the window of 12, as is the tree's deepest path
 SERVED = [a for a in ARCHITECTURES if a.mode == "tree" and a.model_type != "falcon"]
@@ -95,6 +97,8 @@ def test_model_verifies_a_tree_with_the_packed_mask(architecture):
 
 def test_model_verifies_a_tree_with_the_kernel_itself(monkeypatch):
     """On a CPU models run with the reference; here they run with the kernel, without a GPU in Triton's interpreter."""
+    from transformers_griffin.decoding.kernels import tree_attention
+
     monkeypatch.setattr(tree_attention, "tree_attention_reference", tree_attention.tree_attention)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     assert_same_logits(next(a for a in SERVED if a.model_type == "gemma2"), device)
