@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from transformers_griffin.decoding.draft_tree import tree_attention_mask
 from transformers_griffin.decoding.kernels.attention_function import tree_attention_forward
-from transformers_griffin.decoding.kernels.packed_mask import pack_tree_mask
+from transformers_griffin.decoding.kernels.packed_mask import pack_tree_mask, unpack_tree_mask
 from transformers_griffin.decoding.kernels.tree_attention import tree_attention, tree_attention_reference
 
 
@@ -191,19 +191,24 @@ def test_attention_function_has_transformers_defaults():
     torch.testing.assert_close(output, expected.transpose(1, 2), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("mask", "described"),
-    [
-        (None, "no mask"),
-        (torch.ones(2, 1, 7, 47, dtype=torch.bool), r"a torch.bool mask of shape \(2, 1, 7, 47\)"),
-        (torch.ones(2, 1, 1, 4, dtype=torch.long), r"a torch.int64 mask of shape \(2, 1, 1, 4\)"),
-    ],
-)
-def test_attention_function_refuses_any_other_mask(mask, described):
+@pytest.mark.parametrize(("softcap", "has_sinks"), [(None, False), (2.0, False), (None, True)])
+def test_attention_function_does_ordinary_attention_under_ordinary_masks(softcap, has_sinks):
+    """As another thread asks for it that runs the target on something else."""
+    case = Case("", softcap=softcap, has_sinks=has_sinks)
+    inputs = make_inputs(case)
+    arguments = [inputs[name] for name in ("query", "key", "value")]
+    module = torch.nn.Identity()
+    module.num_key_value_groups = 2
+    allowed = unpack_tree_mask(inputs["mask"], inputs["key"].shape[2])
+    output, _ = tree_attention_forward(module, *arguments, allowed, softcap=softcap, s_aux=inputs["sinks"])
+    torch.testing.assert_close(output.double(), plain_attention(case, inputs), rtol=0, atol=1e-5)
+
+
+def test_attention_function_guesses_no_mask_for_soft_caps():
     inputs = make_inputs(Case(""))
-    match = f"'griffin_tree' attention of Identity got {described} for 7 queries instead of a packed tree mask"
-    with pytest.raises(ValueError, match=match):
-        tree_attention_forward(torch.nn.Identity(), inputs["query"], inputs["key"], inputs["value"], mask)
+    arguments = [inputs[name] for name in ("query", "key", "value")]
+    with pytest.raises(ValueError, match="Identity was given no mask while another thread verified trees with it"):
+        tree_attention_forward(torch.nn.Identity(), *arguments, None, softcap=2.0)
 
 
 @pytest.mark.parametrize("asked", [{"position_bias": torch.zeros(1)}, {"dropout": 0.1}], ids=str)

@@ -5,8 +5,8 @@ While a tree is verified, the target's attention implementation is `"griffin_tre
 tree mask (see `packed_mask.py`). Every model that asks the interface for its attention function then calls
 [`tree_attention_forward`] with its own scaling, soft cap and sinks; sliding windows are in the mask already.
 
-The interface for masks is not needed: a 4-D mask passes it as it is, and any other would be a bug. Prompts are read
-with the implementation that the user chose.
+Meanwhile another thread may run the same target on something else. It gets a boolean mask from the mask interface,
+and ordinary attention under it.
 
 Next: `compaction.py`.
 """
@@ -14,7 +14,9 @@ Next: `compaction.py`.
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from .device import on_device_of
 
@@ -36,36 +38,33 @@ def tree_attention_forward(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """
-    Attends from the nodes of a tree; has the signature that transformers' models call.
+    Attends from the nodes of a tree, or under an ordinary mask; has the signature that transformers' models call.
 
     Args:
         query (`torch.Tensor` of shape `(batch_size, heads, n_nodes, head_dim)`):
         key, value (`torch.Tensor` of shape `(batch_size, kv_heads, kv_len, head_dim)`): the cache with the tree.
-        attention_mask (`torch.LongTensor` of shape `(batch_size, 1, n_nodes, 3 + words)`): a packed tree mask.
+        attention_mask (`torch.LongTensor` of shape `(batch_size, 1, n_nodes, 3 + words)`): a packed tree mask; any other mask
+            gets ordinary attention.
         s_aux (`torch.Tensor` of shape `(heads,)`, *optional*): attention sinks.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, n_nodes, heads, value_dim)`, and None for the weights.
 
     Raises:
-        ValueError: without a tree mask, or if the model asks for what tree attention does not compute.
+        ValueError: if the model asks for what tree attention does not compute.
     """
-    if attention_mask is None or attention_mask.dtype != torch.long or attention_mask.shape[2] != query.shape[2]:
-        raise ValueError(
-            f"{TREE_IMPLEMENTATION!r} attention of {type(module).__name__} got {_describe(attention_mask)} for "
-            f"{query.shape[2]} queries instead of a packed tree mask. It only verifies drafted trees: load the model "
-            "with another `attn_implementation`, and the trees will find their way."
-        )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     asked = [name for name in UNSUPPORTED if kwargs.get(name) is not None] + ["dropout"] * (dropout > 0)
     if asked:
         raise ValueError(
             f"{type(module).__name__} asks its attention for {', '.join(asked)}, which {TREE_IMPLEMENTATION!r} does "
             "not compute. Verify its trees with 'sdpa' or 'eager' attention."
         )
+    if attention_mask is None or attention_mask.dtype != torch.long:
+        return _attend_as_usual(module, query, key, value, attention_mask, scaling, softcap, s_aux)
     from .tree_attention import tree_attention, tree_attention_reference  # needs Triton
 
     attend = tree_attention if query.is_cuda else tree_attention_reference
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     with on_device_of(query):
         return attend(query, key, value, attention_mask, scaling, softcap, s_aux), None
 
@@ -76,11 +75,36 @@ def serves_trees_of(target: PreTrainedModel) -> bool:
     return supports_other_than_eager and target._can_set_attn_implementation()
 
 
-def _describe(mask: torch.Tensor | None) -> str:
-    return "no mask" if mask is None else f"a {mask.dtype} mask of shape {tuple(mask.shape)}"
+def _attend_as_usual(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> tuple[torch.Tensor, None]:
+    if softcap is None and sinks is None:
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
+    if mask is None or mask.dtype != torch.bool:
+        raise ValueError(
+            f"{type(module).__name__} was given {'no mask' if mask is None else f'a {mask.dtype} mask'} while another "
+            "thread verified trees with it. Models with soft caps or sinks need a boolean one: do not run the target "
+            "elsewhere while `generate()` starts or ends."
+        )
+    from .tree_attention import plain_attention
+
+    return plain_attention(query, key, value, mask, scaling, softcap, sinks), None
+
+
+def boolean_mask(**kwargs: Any) -> torch.Tensor | None:
+    """The mask of everything that is no tree: sdpa's, never left out."""
+    return sdpa_mask(**(kwargs | {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}))
 
 
 AttentionInterface.register(TREE_IMPLEMENTATION, tree_attention_forward)
+AttentionMaskInterface.register(TREE_IMPLEMENTATION, boolean_mask)
 
 
 __all__ = ["TREE_IMPLEMENTATION", "serves_trees_of", "tree_attention_forward"]
