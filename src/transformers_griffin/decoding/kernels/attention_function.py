@@ -43,8 +43,8 @@ def tree_attention_forward(
     Args:
         query (`torch.Tensor` of shape `(batch_size, heads, n_nodes, head_dim)`):
         key, value (`torch.Tensor` of shape `(batch_size, kv_heads, kv_len, head_dim)`): the cache with the tree.
-        attention_mask (`torch.LongTensor` of shape `(batch_size, 1, n_nodes, 3 + words)`): a packed tree mask; any other mask
-            gets ordinary attention.
+        attention_mask (`torch.LongTensor` of shape `(batch_size, 1, n_nodes, 3 + words)`):
+            A packed tree mask; any other mask gets ordinary attention.
         s_aux (`torch.Tensor` of shape `(heads,)`, *optional*): attention sinks.
 
     Returns:
