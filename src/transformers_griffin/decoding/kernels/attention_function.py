@@ -11,6 +11,10 @@ and ordinary attention under it.
 Next: `compaction.py`.
 """
 
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,7 +26,11 @@ from .device import on_device_of
 
 
 TREE_IMPLEMENTATION = "griffin_tree"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 UNSUPPORTED = ("position_bias", "score_mod", "sinks")  # as some models call what changes their scores
+
+_lock = threading.Lock()
+_num_verifying: Counter[int] = Counter()  # id of a text configuration -> threads that verify trees of its model now
 
 
 def tree_attention_forward(
@@ -70,9 +78,28 @@ def tree_attention_forward(
 
 
 def serves_trees_of(target: PreTrainedModel) -> bool:
-    """Whether a model takes its attention function from transformers' interface."""
+    """Whether a model takes its attention function from transformers' interface, and has a dtype that the kernel reads."""
     supports_other_than_eager = target._supports_attention_backend or target._supports_sdpa
-    return supports_other_than_eager and target._can_set_attn_implementation()
+    return supports_other_than_eager and target._can_set_attn_implementation() and target.dtype in DTYPES
+
+
+@contextmanager
+def verifying_trees(text_config: Any) -> Iterator[None]:
+    """
+    While open, a text model that otherwise runs with sdpa takes packed tree masks. Several threads may verify trees with
+    the same target: the first one switches the implementation, the last one switches back.
+    """
+    with _lock:
+        _num_verifying[id(text_config)] += 1
+        text_config._attn_implementation = {"": TREE_IMPLEMENTATION}  # its own, not that of its sub-configurations
+    try:
+        yield
+    finally:
+        with _lock:
+            _num_verifying[id(text_config)] -= 1
+            if not _num_verifying[id(text_config)]:
+                del _num_verifying[id(text_config)]
+                text_config._attn_implementation = {"": "sdpa"}
 
 
 def _attend_as_usual(
@@ -107,4 +134,4 @@ AttentionInterface.register(TREE_IMPLEMENTATION, tree_attention_forward)
 AttentionMaskInterface.register(TREE_IMPLEMENTATION, boolean_mask)
 
 
-__all__ = ["TREE_IMPLEMENTATION", "serves_trees_of", "tree_attention_forward"]
+__all__ = ["TREE_IMPLEMENTATION", "serves_trees_of", "tree_attention_forward", "verifying_trees"]

@@ -31,7 +31,7 @@ import triton.language as tl
 from .device import on_device_of
 
 
-INTEGER_OF_SIZE = {1: tl.int8, 2: tl.int16, 4: tl.int32}
+INTEGER_OF_SIZE = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ class EntryTable:
     element_size: int  # bytes
     most_heads: int  # of any tensor
     widest: int  # head_dim of any tensor
+
+
+def can_tabulate(entries: Sequence[torch.Tensor]) -> bool:
+    """Whether tensors fit into one [`entry_table`]: on one device, of one dtype, the numbers of an entry side by side."""
+    kinds = {(tensor.device, tensor.dtype, tensor.stride(-1)) for tensor in entries}
+    return len(kinds) == 1 and entries[0].stride(-1) == 1
 
 
 def entry_table(entries: Sequence[torch.Tensor], offsets: Sequence[int] | None = None) -> EntryTable:
@@ -131,4 +137,4 @@ def _move(
     tl.store(start_of_head + target[:, None] * slot_stride + dim[None, :], moved, mask=is_entry)
 
 
-__all__ = ["EntryTable", "entry_table", "move_path", "move_path_reference"]
+__all__ = ["EntryTable", "can_tabulate", "entry_table", "move_path", "move_path_reference"]
