@@ -371,8 +371,8 @@ def attn_implementation(text_config: Any) -> str:
 
 def can_pack_masks(target: PreTrainedModel, padding_mask: torch.Tensor | None) -> bool:
     """
-    Whether the kernel for tree attention verifies the trees of a target, in place of sdpa with a long mask. Padding must
-    be on the left; the host waits to know, once and only where there are kernels.
+    Whether the kernel for tree attention verifies the trees of a target, in place of sdpa with a long mask. Padding
+    must be on the left; to know, the host waits once, and only where there are kernels.
     """
     text_config = target.config.get_text_config(decoder=True)
     if not kernels.available(target.device) or attn_implementation(text_config) != "sdpa":

@@ -191,24 +191,16 @@ def test_attention_function_has_transformers_defaults():
     torch.testing.assert_close(output, expected.transpose(1, 2), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("softcap", "has_sinks"), [(None, False), (2.0, False), (None, True)])
-def test_attention_function_does_ordinary_attention_under_ordinary_masks(softcap, has_sinks):
+def test_attention_function_is_sdpa_under_ordinary_masks():
     """As another thread asks for it that runs the target on something else."""
-    case = Case("", softcap=softcap, has_sinks=has_sinks)
+    case = Case("")
     inputs = make_inputs(case)
     arguments = [inputs[name] for name in ("query", "key", "value")]
     module = torch.nn.Identity()
     module.num_key_value_groups = 2
     allowed = unpack_tree_mask(inputs["mask"], inputs["key"].shape[2])
-    output, _ = tree_attention_forward(module, *arguments, allowed, softcap=softcap, s_aux=inputs["sinks"])
+    output, _ = tree_attention_forward(module, *arguments, allowed)
     torch.testing.assert_close(output.double(), plain_attention(case, inputs), rtol=0, atol=1e-5)
-
-
-def test_attention_function_guesses_no_mask_for_soft_caps():
-    inputs = make_inputs(Case(""))
-    arguments = [inputs[name] for name in ("query", "key", "value")]
-    with pytest.raises(ValueError, match="Identity was given no mask while another thread verified trees with it"):
-        tree_attention_forward(torch.nn.Identity(), *arguments, None, softcap=2.0)
 
 
 @pytest.mark.parametrize("asked", [{"position_bias": torch.zeros(1)}, {"dropout": 0.1}], ids=str)

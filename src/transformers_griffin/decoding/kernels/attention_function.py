@@ -5,8 +5,8 @@ While a tree is verified, the target's attention implementation is `"griffin_tre
 tree mask (see `packed_mask.py`). Every model that asks the interface for its attention function then calls
 [`tree_attention_forward`] with its own scaling, soft cap and sinks; sliding windows are in the mask already.
 
-Meanwhile another thread may run the same target on something else. It gets a boolean mask from the mask interface,
-and ordinary attention under it.
+Meanwhile another thread may run the same target on something else. It gets sdpa's masks, and sdpa, whenever the switch
+comes: that is why only targets that run with sdpa are switched.
 
 Next: `compaction.py`.
 """
@@ -46,13 +46,13 @@ def tree_attention_forward(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """
-    Attends from the nodes of a tree, or under an ordinary mask; has the signature that transformers' models call.
+    Attends from the nodes of a tree, or under sdpa's mask; has the signature that transformers' models call.
 
     Args:
         query (`torch.Tensor` of shape `(batch_size, heads, n_nodes, head_dim)`):
         key, value (`torch.Tensor` of shape `(batch_size, kv_heads, kv_len, head_dim)`): the cache with the tree.
         attention_mask (`torch.LongTensor` of shape `(batch_size, 1, n_nodes, 3 + words)`):
-            A packed tree mask; any other mask gets ordinary attention.
+            A packed tree mask; any other mask, or none, gets sdpa.
         s_aux (`torch.Tensor` of shape `(heads,)`, *optional*): attention sinks.
 
     Returns:
@@ -61,6 +61,10 @@ def tree_attention_forward(
     Raises:
         ValueError: if the model asks for what tree attention does not compute.
     """
+    if attention_mask is None or attention_mask.dtype != torch.long:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, softcap=softcap, s_aux=s_aux, **kwargs
+        )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     asked = [name for name in UNSUPPORTED if kwargs.get(name) is not None] + ["dropout"] * (dropout > 0)
     if asked:
@@ -68,8 +72,6 @@ def tree_attention_forward(
             f"{type(module).__name__} asks its attention for {', '.join(asked)}, which {TREE_IMPLEMENTATION!r} does "
             "not compute. Verify its trees with 'sdpa' or 'eager' attention."
         )
-    if attention_mask is None or attention_mask.dtype != torch.long:
-        return _attend_as_usual(module, query, key, value, attention_mask, scaling, softcap, s_aux)
     from .tree_attention import tree_attention, tree_attention_reference  # needs Triton
 
     attend = tree_attention if query.is_cuda else tree_attention_reference
@@ -78,7 +80,7 @@ def tree_attention_forward(
 
 
 def serves_trees_of(target: PreTrainedModel) -> bool:
-    """Whether a model takes its attention function from transformers' interface, and has a dtype that the kernel reads."""
+    """Whether a model takes its attention function from transformers' interface, and the kernel reads its dtype."""
     supports_other_than_eager = target._supports_attention_backend or target._supports_sdpa
     return supports_other_than_eager and target._can_set_attn_implementation() and target.dtype in DTYPES
 
@@ -86,8 +88,8 @@ def serves_trees_of(target: PreTrainedModel) -> bool:
 @contextmanager
 def verifying_trees(text_config: Any) -> Iterator[None]:
     """
-    While open, a text model that otherwise runs with sdpa takes packed tree masks. Several threads may verify trees with
-    the same target: the first one switches the implementation, the last one switches back.
+    While open, a text model that otherwise runs with sdpa takes packed tree masks. Several threads may verify trees
+    with the same target: the first one switches the implementation, the last one switches back.
     """
     with _lock:
         _num_verifying[id(text_config)] += 1
@@ -102,36 +104,8 @@ def verifying_trees(text_config: Any) -> Iterator[None]:
                 text_config._attn_implementation = {"": "sdpa"}
 
 
-def _attend_as_usual(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> tuple[torch.Tensor, None]:
-    if softcap is None and sinks is None:
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
-    if mask is None or mask.dtype != torch.bool:
-        raise ValueError(
-            f"{type(module).__name__} was given {'no mask' if mask is None else f'a {mask.dtype} mask'} while another "
-            "thread verified trees with it. Models with soft caps or sinks need a boolean one: do not run the target "
-            "elsewhere while `generate()` starts or ends."
-        )
-    from .tree_attention import plain_attention
-
-    return plain_attention(query, key, value, mask, scaling, softcap, sinks), None
-
-
-def boolean_mask(**kwargs: Any) -> torch.Tensor | None:
-    """The mask of everything that is no tree: sdpa's, never left out."""
-    return sdpa_mask(**(kwargs | {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}))
-
-
 AttentionInterface.register(TREE_IMPLEMENTATION, tree_attention_forward)
-AttentionMaskInterface.register(TREE_IMPLEMENTATION, boolean_mask)
+AttentionMaskInterface.register(TREE_IMPLEMENTATION, sdpa_mask)
 
 
 __all__ = ["TREE_IMPLEMENTATION", "serves_trees_of", "tree_attention_forward", "verifying_trees"]

@@ -45,7 +45,7 @@ class EntryTable:
 
 
 def can_tabulate(entries: Sequence[torch.Tensor]) -> bool:
-    """Whether tensors fit into one [`entry_table`]: on one device, of one dtype, the numbers of an entry side by side."""
+    """Whether one [`entry_table`] can hold tensors: one device, one dtype, the numbers of an entry side by side."""
     kinds = {(tensor.device, tensor.dtype, tensor.stride(-1)) for tensor in entries}
     return len(kinds) == 1 and entries[0].stride(-1) == 1
 

@@ -118,19 +118,7 @@ def tree_attention_reference(
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Computes what [`tree_attention`] computes, in fp32 and with a mask of shape `(n_nodes, kv_len)`."""
-    return plain_attention(query, key, value, unpack_tree_mask(mask, key.shape[2]), scaling, softcap, sinks)
-
-
-def plain_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    allowed: torch.Tensor,
-    scaling: float,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Attention in fp32 under a boolean mask of shape `(batch_size, 1, q_len, kv_len)`."""
+    allowed = unpack_tree_mask(mask, key.shape[2])
     group = query.shape[1] // key.shape[1]
     key, value = (entries.float().repeat_interleave(group, dim=1) for entries in (key, value))
     scores = query.float() @ key.transpose(-1, -2) * scaling
@@ -315,4 +303,4 @@ def _last_dim_dense(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-__all__ = ["plain_attention", "tree_attention", "tree_attention_reference"]
+__all__ = ["tree_attention", "tree_attention_reference"]
