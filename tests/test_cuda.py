@@ -24,8 +24,8 @@ def with_and_without_kernels(request, monkeypatch):
 @pytest.fixture(scope="module")
 def pair():
     """
-    In float64, in which a forward of one token and one of sixty part nowhere. The kernel for attention does not read it;
-    `decoding/test_decoding_with_kernels.py` runs that one in float32.
+    In float64, in which a forward of one token and one of sixty part nowhere. The attention kernel does not read it:
+    `decoding/test_decoding_with_kernels.py` runs that one, in float32.
     """
     target = AutoModelForCausalLM.from_pretrained(MINI / "target", dtype=torch.float64).eval().cuda()
     return target, AutoModel.from_pretrained(MINI / "draft", dtype=torch.float64).eval().cuda()

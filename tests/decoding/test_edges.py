@@ -175,7 +175,7 @@ def test_a_prompt_with_an_image_is_answered_as_in_plain_decoding(
 
 
 def test_towers_keep_their_attention_while_and_after_trees_are_verified() -> None:
-    """The text model runs with an implementation that takes no tree mask, as flash attention does; the tower does not."""
+    """The text model runs with an implementation that takes no tree mask, as flash attention does, the tower not."""
     AttentionInterface.register("maskless", sdpa_attention_forward)
     AttentionMaskInterface.register("maskless", sdpa_mask)
     torch.manual_seed(0)
