@@ -207,5 +207,5 @@ def test_attention_function_is_sdpa_under_ordinary_masks():
 def test_attention_function_refuses_what_it_does_not_compute(asked):
     inputs = make_inputs(replace(CASES[0]))
     arguments = [inputs[name] for name in ("query", "key", "value", "mask")]
-    with pytest.raises(ValueError, match=f"asks its attention for {next(iter(asked))}, which 'griffin_tree'"):
+    with pytest.raises(ValueError, match=f"asks its attention for {next(iter(asked))}, which the kernels do not"):
         tree_attention_forward(torch.nn.Identity(), *arguments, **asked)

@@ -69,8 +69,8 @@ def tree_attention_forward(
     asked = [name for name in UNSUPPORTED if kwargs.get(name) is not None] + ["dropout"] * (dropout > 0)
     if asked:
         raise ValueError(
-            f"{type(module).__name__} asks its attention for {', '.join(asked)}, which {TREE_IMPLEMENTATION!r} does "
-            "not compute. Verify its trees with 'sdpa' or 'eager' attention."
+            f"{type(module).__name__} asks its attention for {', '.join(asked)}, which the kernels do "
+            "not compute. Switch them off for this target: `transformers_griffin.decoding.kernels.enable(False)`."
         )
     from .tree_attention import tree_attention, tree_attention_reference  # needs Triton
 
