@@ -149,14 +149,11 @@ def test_greedy_answers_of_a_batch_are_the_plain_ones_everywhere(
     assert_batch_is_exact(architecture, cache, launches)
 
 
-def test_a_batch_is_answered_with_the_attention_kernel_itself(
-    monkeypatch: pytest.MonkeyPatch, launches: Counter[str]
-) -> None:
+def test_a_batch_is_answered_with_the_attention_kernel_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows, padding and gaps reach the kernel as bounds and bits."""
     from transformers_griffin.decoding.kernels import tree_attention
 
-    kernel = tree_attention.tree_attention
-    monkeypatch.setattr(tree_attention, ATTENTION, counted(kernel, Counter()) if HAS_GPU else kernel)
+    monkeypatch.setattr(tree_attention, ATTENTION, tree_attention.tree_attention)
     plain: PlainBatch = on_device(decode_batch_plainly(BY_NAME["Mistral, window"], 16))
     ours, _ = decode_batch(plain, SMALL_TREE)
     assert ours.sequences.tolist() == plain.sequences.tolist()
