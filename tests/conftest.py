@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,11 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+
+
+# Triton decides when it is imported whether its kernels run in the interpreter, and transformers may import it.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
 import transformers.utils.hub
 from huggingface_hub import constants
 from safetensors.torch import load_file

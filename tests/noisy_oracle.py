@@ -38,13 +38,13 @@ class NoisyOracleDraft(GriffinDraftModel):
             behind = torch.randint(vocab_size, (longest - len(answer),), generator=generator)
             luck = torch.rand(longest, generator=generator)
             is_runner_up = luck < SHARE_FAVOURITE + SHARE_RUNNER_UP
-            known.append(torch.cat((answer, behind)))
+            known.append(torch.cat((answer.cpu(), behind)))
             right_logits.append(
                 torch.where(is_runner_up, RUNNER_UP, MISSING).masked_fill(luck < SHARE_FAVOURITE, FAVOURITE)
             )
-        self.answers, self.right_logits = torch.stack(known), torch.stack(right_logits)
-        self.noise = torch.randn(NUM_NOISE_ROWS, vocab_size, generator=generator)
-        self.rows = torch.arange(len(answers))  # those still in the batch
+        self.answers, self.right_logits = (torch.stack(of_rows).to(self.device) for of_rows in (known, right_logits))
+        self.noise = torch.randn(NUM_NOISE_ROWS, vocab_size, generator=generator).to(self.device)
+        self.rows = torch.arange(len(answers), device=self.device)  # those still in the batch
         self.verified: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         return self
 

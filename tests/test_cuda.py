@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
+from transformers_griffin.decoding import kernels
 from transformers_griffin.evaluation.synthetic import measure_synthetic
 from transformers_griffin.evaluation.synthetic_pair import build_pair
 
@@ -15,13 +16,22 @@ MINI = Path(__file__).parents[1] / "examples" / "mini"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
+@pytest.fixture(params=[False, True], ids=["PyTorch", "kernels"])
+def with_and_without_kernels(request, monkeypatch):
+    monkeypatch.setattr(kernels, "_enabled", request.param)
+
+
 @pytest.fixture(scope="module")
 def pair():
-    """In float64, in which a forward of one token and one of sixty part nowhere."""
+    """
+    In float64, in which a forward of one token and one of sixty part nowhere. The attention kernel does not read it:
+    `decoding/test_decoding_with_kernels.py` runs that one, in float32.
+    """
     target = AutoModelForCausalLM.from_pretrained(MINI / "target", dtype=torch.float64).eval().cuda()
     return target, AutoModel.from_pretrained(MINI / "draft", dtype=torch.float64).eval().cuda()
 
 
+@pytest.mark.usefixtures("with_and_without_kernels")
 @pytest.mark.parametrize("cache_implementation", [None, "static"])
 @pytest.mark.parametrize("tree", [(59, 6, 10), (10, 5, 2), (4, 4, 1)])
 def test_greedy_answers_on_a_gpu_are_the_targets_own(pair, tree, cache_implementation):
@@ -53,6 +63,7 @@ def test_random_pairs_are_made_on_the_gpu():
     assert all(parameter.isfinite().all() for model in (target, draft) for parameter in model.parameters())
 
 
+@pytest.mark.usefixtures("with_and_without_kernels")
 def test_the_host_waits_once_a_cycle_and_memory_is_measured():
     results = measure_synthetic(
         "tiny", torch.bfloat16, torch.device("cuda"), prompt_lengths=(64,), compiles=False, new_tokens=40

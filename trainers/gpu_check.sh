@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# One call on a machine with a GPU: exactness on CUDA, then what a cycle costs in the shape of a published target.
+# One call on a machine with a GPU: exactness on CUDA, with and without the kernels of `decoding/kernels`, then what the
+# kernels save and what a cycle costs in the shape of a published target.
 #
 #   trainers/gpu_check.sh                                    llama-3-8b, results in runs/gpu
 #   trainers/gpu_check.sh qwen2-7b runs/qwen2                another shape, another folder
 #   PYTHON=.venv/bin/python trainers/gpu_check.sh            another interpreter
 #
-# It takes at most TIME_BUDGET seconds (default 480) for the benchmark beside a minute for the tests. Nothing is
+# It takes at most TIME_BUDGET seconds (default 480) for the benchmark beside some minutes for the rest. Nothing is
 # downloaded. The interpreter needs torch with CUDA, transformers and pytest; where registries can be reached:
 #
 #   python3 -m venv .venv && .venv/bin/pip install -c constraints.txt torch && .venv/bin/pip install -e ".[test]"
@@ -18,5 +19,10 @@ export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HU
 
 "$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "no GPU here"; print(torch.cuda.get_device_name())'
 "$PYTHON" -m pytest -o addopts= -q tests/test_cuda.py
+if "$PYTHON" -c 'import triton' 2> /dev/null; then  # the kernels, one by one and in decoding
+    "$PYTHON" -m pytest -o addopts= -q -m "not slow" tests/decoding/kernels \
+        tests/decoding/test_tree_attention_in_models.py tests/decoding/test_decoding_with_kernels.py
+    "$PYTHON" trainers/benchmark_kernels.py
+fi
 "$PYTHON" -m transformers_griffin.cli bench --synthetic "${1:-llama-3-8b}" --output "${2:-runs/gpu}" \
     --time-budget "${TIME_BUDGET:-480}"

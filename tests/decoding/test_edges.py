@@ -9,6 +9,8 @@ import torch
 from architectures import COMMON, GPT, Architecture, enlarge_weights, make_prompt, make_target
 from exactness import GREEDY, NUM_NEW_TOKENS, SMALL_TREE, assert_exact, decode_plainly, decode_with_noisy_oracle
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     LlavaConfig,
@@ -16,6 +18,8 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.cache_utils import Cache, QuantizedLayer, StaticCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from noisy_oracle import noisy_oracle
 
@@ -168,6 +172,29 @@ def test_a_prompt_with_an_image_is_answered_as_in_plain_decoding(
     draft = noisy_oracle(target, plain, SMALL_TREE)
     ours = target.generate(prompt, **image, assistant_model=draft, **GREEDY).sequences
     assert ours.tolist() == plain.tolist()
+
+
+def test_towers_keep_their_attention_while_and_after_trees_are_verified() -> None:
+    """The text model runs with an implementation that takes no tree mask, as flash attention does, the tower not."""
+    AttentionInterface.register("maskless", sdpa_attention_forward)
+    AttentionMaskInterface.register("maskless", sdpa_mask)
+    torch.manual_seed(0)
+    target = llava().eval()
+    target.generation_config.update(pad_token_id=0, bos_token_id=None, eos_token_id=None)
+    target.set_attn_implementation({"text_config": "maskless", "vision_config": "eager"})
+    configs = (target.config.text_config, target.config.vision_config)
+    seen = set()
+
+    def look(*_: Any) -> None:
+        seen.add(tuple(config._attn_implementation for config in configs))
+
+    target.get_input_embeddings().register_forward_pre_hook(look)
+    prompt = make_prompt(PROMPT_LENGTH)
+    target.generate(
+        prompt, assistant_model=noisy_oracle(target, prompt, SMALL_TREE), do_sample=False, max_new_tokens=4
+    )
+    assert seen == {("maskless", "eager"), ("sdpa", "eager")}  # while the prompt and while trees are read
+    assert [config._attn_implementation for config in configs] == ["maskless", "eager"]
 
 
 # ---------------------------------------------------------------------- caches

@@ -36,6 +36,8 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
+from . import kernels
+
 
 class StaticFullSlidingLayer(StaticLayer):
     """
@@ -196,11 +198,13 @@ def keep_path(
     Effects: moves and cuts the entries of every layer in place.
     """
     path = path[:, :num_nodes]
-    for layer in _layers(cache):
-        if type(layer) is not DummyLayer and layer.is_initialized:
-            length = layer.cumulative_length if type(layer) in STATIC_LAYERS else layer.keys.shape[-2]
+    layers = [layer for layer in _layers(cache) if type(layer) is not DummyLayer and layer.is_initialized]
+    if layers and kernels.available(layers[0].keys.device) and _are_alike(layers):
+        _move_all_to_front(layers, path.to(layers[0].keys.device), num_nodes, gaps)
+    else:
+        for layer in layers:
             for entries in (layer.keys, layer.values):
-                _move_to_front(entries, path.to(entries.device), length - num_nodes, gaps)
+                _move_to_front(entries, path.to(entries.device), _length(layer) - num_nodes, gaps)
     crop_last(cache, num_nodes - num_kept)
 
 
@@ -225,6 +229,37 @@ def _plain_window(layer: RaggedSlidingLayer) -> DynamicSlidingWindowLayer:
 def _layers(cache: Cache) -> list[Any]:
     """The layers, each of one of `BRANCHING_LAYERS`, whose attributes differ."""
     return cache.layers
+
+
+def _length(layer: Any) -> int | torch.Tensor:
+    """Entries of a layer; on the device if it is static."""
+    return layer.cumulative_length if type(layer) in STATIC_LAYERS else layer.keys.shape[-2]
+
+
+def _are_alike(layers: list[Any]) -> bool:
+    """Whether one launch can move the entries of all layers."""
+    from .kernels.compaction import can_tabulate
+
+    are_static = {type(layer) in STATIC_LAYERS for layer in layers}
+    return len(are_static) == 1 and can_tabulate([t for layer in layers for t in (layer.keys, layer.values)])
+
+
+def _move_all_to_front(layers: list[Any], path: torch.Tensor, num_nodes: int, gaps: torch.Tensor | None) -> None:
+    """[`_move_to_front`] in one launch. All layers end with the tree; those with a window may begin later."""
+    from .kernels.compaction import entry_table, move_path
+
+    if type(layers[0]) in STATIC_LAYERS:
+        longest, offsets = layers[0].cumulative_length, [0] * len(layers)
+    else:
+        lengths = [layer.keys.shape[-2] for layer in layers]
+        longest, offsets = max(lengths), [max(lengths) - length for length in lengths]
+    table = entry_table(
+        [entries for layer in layers for entries in (layer.keys, layer.values)],
+        [offset for offset in offsets for _ in range(2)],
+    )
+    roots = torch.zeros_like(path[:, :1]) + (longest - num_nodes)  # (batch_size, 1)
+    starts = roots if gaps is None else roots - gaps.to(roots.device)
+    move_path(table, roots + path, starts.squeeze(1))
 
 
 def _move_to_front(

@@ -19,8 +19,11 @@ from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 from transformers.utils import logging
 
+from . import kernels
 from .candidate_generator import TREE_ATTENTION
 from .draft_tree import DraftTree, as_attention_mask, first_nodes, tree_attention_mask
+from .kernels.attention_function import TREE_IMPLEMENTATION, serves_trees_of, verifying_trees
+from .kernels.packed_mask import pack_tree_mask
 from .kv_cache import can_branch, can_roll_back, crop_last, keep_path
 
 
@@ -71,6 +74,7 @@ class TargetForward:
                     "all attention."
                 )
             logger.warning_once(f"{type(target).__name__} verifies chains instead of trees: {reason}.")
+        self.packs_masks = self.verifies_trees and can_pack_masks(target, model_kwargs.get("attention_mask"))
         self.device = target.device  # where the tokens are, once they are known: a target may be offloaded
         self.features: list[torch.Tensor] = []
         self.cache_length = 0  # slots of the longest row
@@ -208,14 +212,31 @@ class TargetForward:
 
     def _tree_masks(self, tree: DraftTree) -> Any:
         """One mask, or one for each kind of layer where the model has several."""
-        masks = {}
+        masks: dict[str, Any] = {}
         for kind, (layer_idx, sliding_window) in attention_kinds(self.text_config).items():
             kv_length, kv_offset = self.cache.get_mask_sizes(tree.tokens.shape[1], layer_idx)
+            if self.packs_masks:
+                masks[kind] = self._packed_mask(tree, sliding_window, kv_offset)
+                continue
             allowed = tree_attention_mask(
                 tree, self.cache_length, kv_length, kv_offset, sliding_window, self._padding_mask(), self.gaps
             )
-            masks[kind] = as_attention_mask(allowed, self.text_config._attn_implementation, self.target.dtype)
+            masks[kind] = as_attention_mask(allowed, attn_implementation(self.text_config), self.target.dtype)
         return masks if len(masks) > 1 else masks.popitem()[1]
+
+    def _packed_mask(self, tree: DraftTree, sliding_window: int | None, kv_offset: int) -> torch.Tensor:
+        """What `_tree_masks` says about one kind of layer, as the kernel for tree attention reads it."""
+        padding_mask = self.model_kwargs.get("attention_mask")
+        start = tree.depths.new_full((1,), self.cache_length)
+        return pack_tree_mask(
+            tree.ancestors,
+            tree.depths,
+            ends=start if self.gaps is None else (start - self.gaps.to(start.device)).squeeze(1),
+            starts=start,
+            num_padded=None if padding_mask is None else (padding_mask == 0).sum(dim=1),
+            sliding_window=sliding_window,
+            kv_offset=kv_offset,
+        )
 
     def _padding_mask(self, num_more: int = 0) -> torch.Tensor | None:
         """`(batch_size, cache_length + num_more)`, zero where the prompt was padded; None without padding."""
@@ -279,7 +300,11 @@ class TargetForward:
     @contextmanager
     def tree_attention(self) -> Iterator[None]:
         """While open, the target's attention takes tree masks; logged once where that is another implementation."""
-        implementation = self.text_config._attn_implementation
+        if self.packs_masks:
+            with verifying_trees(self.text_config):
+                yield
+            return
+        implementation = attn_implementation(self.text_config)
         if implementation in TREE_ATTENTION or not self.verifies_trees:
             yield
             return
@@ -288,11 +313,12 @@ class TargetForward:
             f"{type(self.target).__name__} runs with {implementation!r}, which takes no tree mask: prompts are read "
             f"with it, trees are verified with {replacement!r}."
         )
-        self.target.set_attn_implementation(replacement)
+        # The text model's alone: towers for other inputs keep theirs, which may be different ones.
+        self.text_config._attn_implementation = {"": replacement}
         try:
             yield
         finally:
-            self.target.set_attn_implementation(implementation)
+            self.text_config._attn_implementation = {"": implementation}
 
 
 def check_rotary_frequencies(target: PreTrainedModel, prompt_length: int, max_length: int) -> None:
@@ -337,6 +363,24 @@ def attention_kinds(text_config: Any) -> dict[str, tuple[int, int | None]]:
     return kinds
 
 
+def attn_implementation(text_config: Any) -> str:
+    """The attention implementation of a target: sdpa, too, while kernels verify trees of it for another thread."""
+    implementation: str = text_config._attn_implementation
+    return "sdpa" if implementation == TREE_IMPLEMENTATION else implementation
+
+
+def can_pack_masks(target: PreTrainedModel, padding_mask: torch.Tensor | None) -> bool:
+    """
+    Whether the kernel for tree attention verifies the trees of a target, in place of sdpa with a long mask. Padding
+    must be on the left; to know, the host waits once, and only where there are kernels.
+    """
+    text_config = target.config.get_text_config(decoder=True)
+    if not kernels.available(target.device) or attn_implementation(text_config) != "sdpa":
+        return False
+    is_left_padded = padding_mask is None or not (padding_mask.long().diff(dim=1) < 0).any()
+    return is_left_padded and serves_trees_of(target)
+
+
 def why_no_tree(target: PreTrainedModel, cache: Cache) -> str | None:
     """Why a target cannot verify a tree with one forward, or None if it can."""
     text_config = target.config.get_text_config(decoder=True)
@@ -348,7 +392,7 @@ def why_no_tree(target: PreTrainedModel, cache: Cache) -> str | None:
         return "its ALiBi biases follow cache slots, not positions"
     if unknown := set(attention_kinds(text_config)) - MASKED_KINDS:
         return f"it has layers of kind {', '.join(sorted(unknown))}"
-    implementation = text_config._attn_implementation
+    implementation = attn_implementation(text_config)
     if implementation not in TREE_ATTENTION and not target._can_set_attn_implementation():
         return f"its attention implementation {implementation!r} takes no tree mask and cannot be exchanged"
     if not can_branch(cache):
@@ -356,4 +400,11 @@ def why_no_tree(target: PreTrainedModel, cache: Cache) -> str | None:
     return None
 
 
-__all__ = ["TargetForward", "attention_kinds", "check_rotary_frequencies", "why_no_tree"]
+__all__ = [
+    "TargetForward",
+    "attention_kinds",
+    "attn_implementation",
+    "can_pack_masks",
+    "check_rotary_frequencies",
+    "why_no_tree",
+]

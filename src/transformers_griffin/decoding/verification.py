@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
+from . import kernels
 from .draft_tree import DraftTree
 
 
@@ -52,6 +53,10 @@ def accept_path(tree: DraftTree, target_tokens: torch.Tensor, path_length: int) 
 
         root -- A -- B        nodes = [root, A, A]   tokens = [A, C, C]   lengths = 2
     """
+    if kernels.available(tree.tokens.device):
+        from .kernels.accept_walk import accept_walk
+
+        return Acceptance(*accept_walk(tree.parents, tree.tokens, target_tokens, path_length))
     is_choice = tree.tokens == target_tokens.gather(1, tree.parents)
     is_choice[:, 0] = True
     is_accepted = (is_choice.unsqueeze(1) | ~tree.ancestors).all(dim=-1)  # (batch_size, n_nodes)

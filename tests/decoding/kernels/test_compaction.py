@@ -1,0 +1,87 @@
+"""One launch moves the accepted path of every row in all tensors, and nothing else."""
+
+import pytest
+import torch
+from kernel_cases import DEVICE
+from transformers.cache_utils import DynamicCache
+
+from transformers_griffin.decoding.kernels.compaction import entry_table, move_path, move_path_reference
+from transformers_griffin.decoding.kv_cache import keep_path
+
+
+def move_by_kernel(entries, sources, starts, offsets=None) -> None:
+    move_path(entry_table(entries, offsets), sources, starts)
+
+
+each_mover = pytest.mark.parametrize("move", [move_by_kernel, move_path_reference])
+
+
+def make_entries(dtype: torch.dtype, batch_size: int) -> list[torch.Tensor]:
+    """Keys and values of two layers; the second one has fewer heads, another width, and has dropped 4 slots."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 30, 8), (3, 30, 8), (1, 26, 20), (1, 26, 12)]
+    return [torch.randn(batch_size, *shape, generator=generator).to(DEVICE, dtype) for shape in shapes]
+
+
+@each_mover
+def test_worked_example(move):
+    """The example of the docstring."""
+    entries = torch.tensor([*range(5), *map(ord, "RabcdefX")], device=DEVICE, dtype=torch.float32).view(1, 1, -1, 1)
+    move([entries], torch.tensor([[5, 7, 10]], device=DEVICE), torch.tensor([5], device=DEVICE))
+    assert entries.flatten().tolist() == [*range(5), *map(ord, "RbecdefX")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_rows_move_paths_of_their_own_in_every_dtype(dtype):
+    """The oracle copies entry by entry. Row 0 stays where its tree is, row 1 moves to its own, shorter prefix."""
+    entries = make_entries(dtype, batch_size=2)
+    sources, starts, offsets = [[12, 14, 15, 15], [12, 13, 20, 29]], [12, 9], [0, 0, 4, 4]
+    expected = [tensor.clone() for tensor in entries]
+    for tensor, before, offset in zip(expected, entries, offsets, strict=True):
+        for row in range(2):
+            for step in range(4):
+                tensor[row, :, starts[row] + step - offset] = before[row, :, sources[row][step] - offset]
+
+    move_by_kernel(entries, torch.tensor(sources, device=DEVICE), torch.tensor(starts, device=DEVICE), offsets)
+    for ours, wanted in zip(entries, expected, strict=True):
+        assert torch.equal(ours.float(), wanted.float())
+
+
+def test_kernel_moves_what_the_reference_moves():
+    """With the padding that accepted paths carry behind their end, which moves entries nobody needs."""
+    ours, theirs = (make_entries(torch.float32, batch_size=3) for _ in range(2))
+    path = torch.tensor([[0, 1, 4, 7, 7, 7, 7], [0, 0, 0, 0, 0, 0, 0], [0, 2, 3, 5, 8, 9, 11]], device=DEVICE)
+    arguments = (path + 14, torch.tensor([14, 14, 14], device=DEVICE), [0, 0, 4, 4])
+    move_by_kernel(ours, *arguments)
+    move_path_reference(theirs, *arguments)
+    for tensor, expected in zip(ours, theirs, strict=True):
+        assert torch.equal(tensor, expected)
+
+
+def test_entries_may_be_views():
+    """As in a cache whose layers are slices of one tensor, or lie head by head."""
+    big = torch.arange(2 * 2 * 20 * 4, device=DEVICE, dtype=torch.float32).view(2, 20, 2, 4)
+    entries, expected = big.transpose(1, 2)[:, :, 3:], big.clone().transpose(1, 2)[:, :, 3:]
+    arguments = (torch.tensor([[8, 11], [8, 9]], device=DEVICE), torch.tensor([8, 8], device=DEVICE))
+    move_by_kernel([entries], *arguments)
+    move_path_reference([expected], *arguments)
+    assert torch.equal(entries, expected)
+
+
+def test_cache_keeps_the_path_that_keep_path_keeps():
+    """`keep_path` is what decoding does without kernels; it counts the path from the root's slot and then crops."""
+    caches = [DynamicCache() for _ in range(2)]
+    generator = torch.Generator().manual_seed(0)
+    for layer_idx in range(2):
+        keys, values = (torch.randn(1, 2, 20, 8, generator=generator).to(DEVICE) for _ in range(2))
+        for cache in caches:
+            cache.update(keys.clone(), values.clone(), layer_idx)
+    path = torch.tensor([[0, 3, 6, 6]], device=DEVICE)
+    keep_path(caches[0], path, num_kept=3, num_nodes=9)
+
+    entries = [tensor for layer in caches[1].layers for tensor in (layer.keys, layer.values)]
+    move_by_kernel(entries, path + 11, torch.tensor([11], device=DEVICE))
+    caches[1].crop(-6)
+    for layer, expected in zip(caches[1].layers, caches[0].layers, strict=True):
+        assert torch.equal(layer.keys, expected.keys)
+        assert torch.equal(layer.values, expected.values)

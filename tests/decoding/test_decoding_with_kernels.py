@@ -1,0 +1,206 @@
+"""
+Decoding with the kernels gives what plain decoding gives.
+
+On a GPU they run as they are. On a CPU they are forced: the walk and the compaction run in Triton's interpreter, and
+the packed masks go through the attention interface to the PyTorch reference, or, where a test says so, to the kernel.
+"""
+
+import threading
+from collections import Counter
+from copy import deepcopy
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, Architecture, make_prompt, make_target
+from batches import PlainBatch, decode_batch, decode_batch_plainly, tau_of
+from exactness import GREEDY, PAPER_TREE, SMALL_TREE, Plain, assert_exact, decode_plainly, decode_with_noisy_oracle
+from transformers import PreTrainedModel
+
+from noisy_oracle import noisy_oracle, rows_are_followed
+from transformers_griffin.decoding import kernels
+from transformers_griffin.decoding.kernels.attention_function import TREE_IMPLEMENTATION, serves_trees_of
+from transformers_griffin.decoding.target_forward import can_pack_masks
+
+
+__all__ = ["rows_are_followed"]
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+ATTENTION = "tree_attention" if HAS_GPU else "tree_attention_reference"
+BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
+TREE_ARCHITECTURES = [architecture for architecture in ARCHITECTURES if architecture.mode == "tree"]
+# Full attention, windows, both, and learned positions; the last one runs without sdpa, and so without packed masks.
+FEW = [
+    BY_NAME[name]
+    for name in (
+        "Llama",
+        "Mistral, window",
+        "Gemma 3, alternating windows",
+        "GPT-2, learned positions",
+        "GPT-OSS, sinks, alternating windows",
+    )
+]
+few_architectures = pytest.mark.parametrize("architecture", FEW, ids=lambda a: a.name)
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("triton") is None, reason="Triton exists for Linux only"),
+    pytest.mark.usefixtures("rows_are_followed"),
+]
+
+
+@pytest.fixture(autouse=True)
+def launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Kernels for everyone; counts their calls."""
+    from transformers_griffin.decoding.kernels import accept_walk, compaction, tree_attention
+
+    monkeypatch.setattr(kernels, "_enabled", True)
+    if not HAS_GPU:
+        monkeypatch.setattr(kernels, "available", lambda device: True)
+    counter: Counter[str] = Counter()
+    for module, name in ((accept_walk, "accept_walk"), (compaction, "move_path"), (tree_attention, ATTENTION)):
+        monkeypatch.setattr(module, name, counted(getattr(module, name), counter))
+    return counter
+
+
+def counted(function: Any, counter: Counter[str]) -> Any:
+    name = function.__name__
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        counter[name] += 1
+        return function(*args, **kwargs)
+
+    return call
+
+
+def on_device(plain: Any) -> Any:
+    """The same question to a target on the GPU, if there is one."""
+    if not HAS_GPU:
+        return plain
+    moved: dict[str, Any] = {"target": deepcopy(plain.target).to(DEVICE)}
+    for name in ("prompt", "prompts", "mask", "sequences"):
+        if hasattr(plain, name):
+            moved[name] = getattr(plain, name).to(DEVICE)
+    return replace(plain, **moved)
+
+
+def packs_masks(target: PreTrainedModel) -> bool:
+    return target.config._attn_implementation == "sdpa" and serves_trees_of(target)
+
+
+def assert_answer_is_exact(architecture: Architecture, launches: Counter[str]) -> None:
+    """With the paper's tree and the default cache; one launch a cycle walks, and one keeps the path in all layers."""
+    plain: Plain = on_device(decode_plainly(architecture, 20))
+    launches.clear()
+    ours, _ = decode_with_noisy_oracle(plain, PAPER_TREE)
+    assert_exact(plain, ours, depth=6)
+    num_cycles = len(ours.acceptance_lengths[0])
+    assert launches["accept_walk"] == launches["move_path"] == num_cycles
+    assert (launches[ATTENTION] >= 2 * num_cycles) == packs_masks(plain.target)  # every target has two layers or more
+
+
+@few_architectures
+def test_greedy_answer_is_the_plain_one(architecture: Architecture, launches: Counter[str]) -> None:
+    assert_answer_is_exact(architecture, launches)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", TREE_ARCHITECTURES, ids=lambda a: a.name)
+def test_greedy_answer_is_the_plain_one_everywhere(architecture: Architecture, launches: Counter[str]) -> None:
+    assert_answer_is_exact(architecture, launches)
+
+
+def test_the_few_architectures_do_not_all_take_packed_masks() -> None:
+    assert [packs_masks(make_target(architecture)) for architecture in FEW] == [True, True, True, True, False]
+
+
+def assert_batch_is_exact(architecture: Architecture, cache: str, launches: Counter[str], num_new: int = 32) -> None:
+    """Three rows, padded on the left, that accept different numbers of tokens; the second one ends early."""
+    plain: PlainBatch = on_device(decode_batch_plainly(architecture, num_new))
+    eos = plain.ends_at(1, 10)
+    launches.clear()
+    ours, _ = decode_batch(plain, SMALL_TREE, eos_token_id=eos, cache_implementation=cache)
+    assert ours.sequences.tolist() == plain.cut_behind(eos)
+    assert 1.3 < tau_of(ours) < 4.8
+    num_cycles = max(map(len, ours.acceptance_lengths))
+    assert launches["accept_walk"] == num_cycles
+    # The draft's cache closes gaps with it, too; and once more, rows that ended before others read their last tokens.
+    assert num_cycles <= launches["move_path"] <= 2 * num_cycles + 1
+    assert (launches[ATTENTION] >= 2 * num_cycles) == packs_masks(plain.target)
+
+
+@few_architectures
+def test_greedy_answers_of_a_batch_are_the_plain_ones(architecture: Architecture, launches: Counter[str]) -> None:
+    assert_batch_is_exact(architecture, "dynamic", launches)
+
+
+def test_greedy_answers_of_a_batch_are_the_plain_ones_with_a_static_cache(launches: Counter[str]) -> None:
+    assert_batch_is_exact(BY_NAME["Gemma 3, alternating windows"], "static", launches)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("architecture", TREE_ARCHITECTURES, ids=lambda a: a.name)
+def test_greedy_answers_of_a_batch_are_the_plain_ones_everywhere(
+    architecture: Architecture, cache: str, launches: Counter[str]
+) -> None:
+    assert_batch_is_exact(architecture, cache, launches)
+
+
+def test_a_batch_is_answered_with_the_attention_kernel_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows, padding and gaps reach the kernel as bounds and bits."""
+    from transformers_griffin.decoding.kernels import tree_attention
+
+    monkeypatch.setattr(tree_attention, ATTENTION, tree_attention.tree_attention)
+    plain: PlainBatch = on_device(decode_batch_plainly(BY_NAME["Mistral, window"], 16))
+    ours, _ = decode_batch(plain, SMALL_TREE)
+    assert ours.sequences.tolist() == plain.sequences.tolist()
+    assert len(set(map(tuple, ours.acceptance_lengths))) == 3
+
+
+def test_two_threads_may_verify_trees_with_one_target() -> None:
+    """The inner answer begins and ends within one forward of the outer one, which goes on with packed masks."""
+    target, prompt, other_prompt = make_target(BY_NAME["Llama"]).to(DEVICE), make_prompt(9), make_prompt(5, seed=1)
+    prompt, other_prompt = prompt.to(DEVICE), other_prompt.to(DEVICE)
+    plain, other_plain = (target.generate(p, **GREEDY).sequences for p in (prompt, other_prompt))
+    draft, other_draft = (noisy_oracle(target, answer, SMALL_TREE) for answer in (plain, other_plain))
+    generating, found, seen = threading.get_ident(), [], set()
+
+    def answer_other() -> None:
+        found.append(target.generate(other_prompt, assistant_model=other_draft, **GREEDY).sequences.tolist())
+
+    def run_another(*_: Any) -> None:
+        seen.add(target.config._attn_implementation)
+        if threading.get_ident() == generating and len(found) < 2:
+            other = threading.Thread(target=answer_other)
+            other.start()
+            other.join()
+
+    handle = target.get_input_embeddings().register_forward_pre_hook(run_another)
+    ours = target.generate(prompt, assistant_model=draft, **GREEDY).sequences
+    handle.remove()
+    assert ours.tolist() == plain.tolist()
+    assert found == [other_plain.tolist()] * 2  # within the outer prefill, and within its first verification
+    assert seen == {"sdpa", TREE_IMPLEMENTATION}
+    assert target.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("mask", "is_left_padded"),
+    [(None, True), ([[1, 1, 1], [0, 0, 1]], True), ([[1, 1, 1], [1, 0, 1]], False), ([[1, 1, 0]], False)],
+)
+def test_only_padding_on_the_left_can_be_packed(mask: list[list[int]] | None, is_left_padded: bool) -> None:
+    target = make_target(BY_NAME["Llama"]).to(DEVICE)
+    padding_mask = None if mask is None else torch.tensor(mask, device=DEVICE)
+    assert can_pack_masks(target, padding_mask) is is_left_padded
+
+
+def test_masks_are_packed_for_sdpa_and_dtypes_of_the_kernel_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = make_target(BY_NAME["Llama"]).to(DEVICE)
+    assert can_pack_masks(target, None)
+    assert not can_pack_masks(target.double(), None)
+    assert not can_pack_masks(make_target(BY_NAME["Llama"], "eager").to(DEVICE), None)
+    monkeypatch.setattr(kernels, "available", lambda device: False)
+    assert not can_pack_masks(target.float(), None)

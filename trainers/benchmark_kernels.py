@@ -1,0 +1,197 @@
+"""
+Times every kernel against what decoding does without it, at the shapes of an 8B target and the paper's tree.
+
+    python trainers/benchmark_kernels.py                               # on a GPU
+    python trainers/benchmark_kernels.py --interpret                   # tiny shapes on a CPU: does it run?
+
+The last line of stdout is one JSON object. Milliseconds are medians; caches are cold for each attention call, as they
+are in a forward with many layers. `share` of the compaction is that of a cycle given by `--cycle_ms`. Times of the
+interpreter mean nothing and are not taken.
+
+Not yet run on a GPU.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+
+Timed = Callable[[], Any]
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.interpret:
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+        vars(args).update(prefix=40, heads=4, kv_heads=2, head_dim=16, layers=2, nodes=8, depth=3, top_k=2, vocab=64)
+        args.device, args.dtype = "cpu", "float32"
+    torch.manual_seed(0)
+    measured = {
+        "tree_attention": time_attention(args),
+        "compaction": time_compaction(args),
+        "accept_walk": time_walk(args),
+        "growth": time_growth(args),
+    }
+    for name, row in measured.items():
+        print(f"{name:16s}" + "".join(f"  {key} {value}" for key, value in row.items()))
+    device = "interpreter" if args.interpret else torch.cuda.get_device_name(args.device)
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    print(json.dumps({"device": device, "versions": versions, "arguments": vars(args), "measured": measured}))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--interpret", action="store_true", help="tiny shapes on a CPU, in Triton's interpreter")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--prefix", type=int, default=8192, help="tokens before the tree")
+    parser.add_argument("--heads", type=int, default=32)
+    parser.add_argument("--kv_heads", type=int, default=8)
+    parser.add_argument("--head_dim", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--nodes", type=int, default=60, help="tree nodes, root included")
+    parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--top_k", type=int, default=10)
+    parser.add_argument("--vocab", type=int, default=128_256)
+    parser.add_argument("--cycle_ms", type=float, help="a cycle's time, for the share of the compaction")
+    return parser.parse_args()
+
+
+def compare(args: argparse.Namespace, kernel: Timed, reference: Timed) -> dict[str, float | None]:
+    """Milliseconds of both, and how many times faster the kernel is; times of the interpreter are no figures."""
+    if args.interpret:
+        kernel(), reference()
+        return {"kernel_ms": None, "pytorch_ms": None, "speedup": None}
+    from triton.testing import do_bench
+
+    kernel_ms, pytorch_ms = (do_bench(function, return_mode="median") for function in (kernel, reference))
+    return {"kernel_ms": kernel_ms, "pytorch_ms": pytorch_ms, "speedup": pytorch_ms / kernel_ms}
+
+
+def host_ms(function: Timed, repeats: int = 50) -> float:
+    """Median time until the host may go on: what launches cost where nothing hides them."""
+    times = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def random_tree(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """The tree that a random draft grows, the pool of its candidates and its last level."""
+    from transformers_griffin.decoding.draft_tree import CandidatePool, build_tree
+    from transformers_griffin.decoding.kernels.levels import empty_pool, grow_level_reference, root_beam
+
+    root = torch.zeros(1, 1, dtype=torch.long, device=args.device)
+    beam, pool = root_beam(root, args.depth * args.top_k), empty_pool(1, pool_size(args), torch.device(args.device))
+    for level in range(args.depth):
+        beam = grow_level_reference(*random_proposals(args, beam.tokens.shape[1]), beam, pool, level)
+    return build_tree(root, CandidatePool(pool.tokens, pool.scores, pool.parents), args.nodes, args.depth), pool, beam
+
+
+def pool_size(args: argparse.Namespace) -> int:
+    return args.top_k + (args.depth - 1) * args.top_k**2
+
+
+def random_proposals(args: argparse.Namespace, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    logits = 3 * torch.randn(1, width, args.vocab, device=args.device)
+    return *logits.topk(args.top_k, dim=-1), logits.logsumexp(dim=-1)
+
+
+def time_attention(args: argparse.Namespace) -> dict[str, float | None]:
+    """One layer, against sdpa with a mask, as transformers calls it."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    from transformers_griffin.decoding.draft_tree import tree_attention_mask
+    from transformers_griffin.decoding.kernels.packed_mask import pack_tree_mask
+    from transformers_griffin.decoding.kernels.tree_attention import tree_attention
+
+    tree, _, _ = random_tree(args)
+    kv_length, kind = args.prefix + args.nodes, {"device": args.device, "dtype": getattr(torch, args.dtype)}
+    query = torch.randn(1, args.nodes, args.heads, args.head_dim, **kind).transpose(1, 2)
+    key, value = (torch.randn(1, args.kv_heads, kv_length, args.head_dim, **kind) for _ in range(2))
+    packed = pack_tree_mask(tree.ancestors, tree.depths, torch.tensor([args.prefix], device=args.device))
+    allowed = tree_attention_mask(tree, args.prefix, kv_length)
+    module = torch.nn.Identity()
+    module.num_key_value_groups = args.heads // args.kv_heads
+
+    def with_kernel() -> torch.Tensor:
+        return tree_attention(query, key, value, packed, args.head_dim**-0.5)
+
+    def with_sdpa() -> torch.Tensor:
+        return sdpa_attention_forward(module, query, key, value, allowed, scaling=args.head_dim**-0.5)[0]
+
+    difference = (with_kernel().float() - with_sdpa().float()).abs().max().item()
+    return compare(args, with_kernel, with_sdpa) | {"largest_difference": difference}
+
+
+def time_compaction(args: argparse.Namespace) -> dict[str, float | None]:
+    """All layers, with the table of addresses made anew as for a dynamic cache."""
+    from transformers_griffin.decoding.kernels.compaction import entry_table, move_path
+    from transformers_griffin.decoding.kv_cache import _move_to_front
+
+    shape = (1, args.kv_heads, args.prefix + args.nodes, args.head_dim)
+    kind = {"device": args.device, "dtype": getattr(torch, args.dtype)}
+    entries = [torch.randn(shape, **kind) for _ in range(2 * args.layers)]
+    path = torch.arange(args.depth + 1, device=args.device).unsqueeze(0) * (args.nodes - 1) // args.depth
+    starts = torch.tensor([args.prefix], device=args.device)
+
+    def with_kernel() -> None:
+        move_path(entry_table(entries), path + starts, starts)
+
+    def with_pytorch() -> None:
+        for tensor in entries:
+            _move_to_front(tensor, path, args.prefix)
+
+    row = compare(args, with_kernel, with_pytorch)
+    host = None if args.interpret else host_ms(with_kernel)
+    longest = None if row["kernel_ms"] is None or host is None else max(row["kernel_ms"], host)
+    share = None if longest is None or args.cycle_ms is None else longest / args.cycle_ms
+    return row | {"host_ms": host, "share": share}
+
+
+def time_walk(args: argparse.Namespace) -> dict[str, float | None]:
+    from transformers_griffin.decoding.kernels.accept_walk import accept_walk
+    from transformers_griffin.decoding.verification import accept_path
+
+    tree, _, _ = random_tree(args)
+    choices = tree.tokens.roll(-1, dims=1)
+    return compare(
+        args,
+        lambda: accept_walk(tree.parents, tree.tokens, choices, args.depth + 1),
+        lambda: accept_path(tree, choices, args.depth + 1),
+    )
+
+
+def time_growth(args: argparse.Namespace) -> dict[str, float | None]:
+    """One level and the choice of the tree's nodes, without the top-k over the vocabulary that both need."""
+    from transformers_griffin.decoding.draft_tree import CandidatePool, build_tree
+    from transformers_griffin.decoding.kernels.growth import grow_level, pick_nodes
+    from transformers_griffin.decoding.kernels.levels import grow_level_reference
+
+    tree, pool, beam = random_tree(args)
+    proposals = random_proposals(args, args.top_k)
+    candidates, root = CandidatePool(pool.tokens, pool.scores, pool.parents), tree.tokens[:, :1]
+
+    def with_kernels() -> None:
+        grow_level(*proposals, beam, pool, level=args.depth - 1)
+        pick_nodes(root, pool, args.nodes, args.depth)
+
+    def with_pytorch() -> None:
+        grow_level_reference(*proposals, beam, pool, level=args.depth - 1)
+        build_tree(root, candidates, args.nodes, args.depth)
+
+    return compare(args, with_kernels, with_pytorch)
+
+
+if __name__ == "__main__":
+    main()
