@@ -127,7 +127,7 @@ def _sps(target: PreTrainedModel, assistant: PreTrainedModel) -> Decoder:
 
 
 def _draft(name: str, draft: GriffinDraftModel) -> Decoder:
-    settings = tree_settings(draft.generation_config, draft.config.vocab_size)
+    settings = tree_settings(draft.generation_config, draft.config.proposal_vocab_size)
     outputs = "two outputs" if draft.config.dual_head else "one output"
     method = Method(
         name,

@@ -105,8 +105,8 @@ def tune_tree(
     if not batches:
         raise ValueError("There is no prompt to tune on. Give at least one; a dozen like those to come is better.")
     draft.bind(target)
-    present = TreeSettings(*tree_settings(draft.generation_config, draft.config.vocab_size))
-    trees = list(dict.fromkeys([*(grid or TreeGrid()).trees(draft.config.vocab_size), present]))
+    present = TreeSettings(*tree_settings(draft.generation_config, draft.config.proposal_vocab_size))
+    trees = list(dict.fromkeys([*(grid or TreeGrid()).trees(draft.config.proposal_vocab_size), present]))
     to_choose, to_confirm = batches[::2], batches[1::2] or batches
     steps: dict[str, float] = {}
 
