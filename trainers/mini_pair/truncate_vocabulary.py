@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     paths = write_drafts(args)
     command = ["bench", "--target", str(MINI / "target"), "--output", str(args.output_dir / "bench")]
-    command += [word for name, path in paths.items() for word in ("--draft", f"{name}={path}")]
+    command += ["--draft", *(f"{name}={path}" for name, path in paths.items())]
     command += ["--methods", "plain", "--dtype", *args.dtype, "--max-new-tokens", str(args.max_new_tokens)]
     command += ["--title", "Truncated draft vocabularies", "--repeats", str(args.repeats)]
     if args.max_prompts is not None:
