@@ -106,8 +106,8 @@ class GriffinDraftConfig(LlamaConfig):
             )
         if not 1 <= self.proposal_vocab_size <= self.vocab_size:
             raise ValueError(
-                f"`draft_vocab_size` is {self.draft_vocab_size}, but must be from 1 to `vocab_size` ({self.vocab_size}), "
-                "or None for all tokens."
+                f"`draft_vocab_size` is {self.draft_vocab_size}, but must be from 1 to `vocab_size` "
+                f"({self.vocab_size}), or None for all tokens."
             )
 
 

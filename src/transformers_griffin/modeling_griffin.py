@@ -13,8 +13,8 @@ back as the next feature::
 It does not know trees, generation or losses. Embedding and LM head are the target's and are borrowed by reference
 ([`GriffinDraftModel.bind`]); a draft neither owns nor saves them.
 
-A draft may be allowed some of the target's tokens only ([`GriffinDraftModel.truncate_vocabulary`]). Then `draft_logits`
-reads a copy of their rows of the head instead of the whole of it; what the target verifies stays as it is.
+A draft may be allowed some of the target's tokens only ([`GriffinDraftModel.truncate_vocabulary`]). `draft_logits`
+then reads a copy of their rows of the head instead of the whole of it; what the target verifies stays as it is.
 
 Notation for shapes: `batch_size`; `seq_len` positions in this pass; `kv_len` positions seen; d = `hidden_size`.
 
@@ -420,8 +420,8 @@ class GriffinDraftModel(PreTrainedModel):
         if is_bad.any():
             index = int(is_bad.int().argmax())
             raise ValueError(
-                f"`token_map[{index}]` of this draft is {int(ids[index])}, but its entries must be tokens of the target, "
-                f"from 0 to {vocab_size - 1} and in rising order. The map is missing in the draft's files, or "
+                f"`token_map[{index}]` of this draft is {int(ids[index])}, but its entries must be tokens of the "
+                f"target, from 0 to {vocab_size - 1} and in rising order. The map is missing in the draft's files, or "
                 "`draft_vocab_size` was set by hand: call `draft.truncate_vocabulary(token_ids)`."
             )
 

@@ -9,8 +9,7 @@ from datasets import Dataset
 from prepare_helpers import packed_rows, run_features, token_rows
 
 from conftest import tiny_llama
-from transformers_griffin.training import count_tokens, frequent_tokens, load_features, tokenize_dataset
-from transformers_griffin.training import token_counts
+from transformers_griffin.training import count_tokens, frequent_tokens, load_features, token_counts, tokenize_dataset
 
 
 def test_only_what_assistants_say_is_counted():

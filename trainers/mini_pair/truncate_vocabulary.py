@@ -1,5 +1,5 @@
 """
-What a truncated vocabulary costs and saves the mini pair's draft: `griffin bench` over drafts that propose fewer tokens.
+What a truncated vocabulary costs and saves the mini pair's draft: `griffin bench` over drafts that propose less.
 
     python trainers/mini_pair/truncate_vocabulary.py
     python trainers/mini_pair/truncate_vocabulary.py --max_prompts 2 --max_new_tokens 16

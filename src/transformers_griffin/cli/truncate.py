@@ -3,19 +3,16 @@
 import argparse
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .convert import describe_draft
 from .shared import add_data, add_parser, load_data, load_draft, positive_int, quiet_transformers, tokenize_data
 
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 EXAMPLES = """\
-Drafting then reads only these tokens' rows of the target's LM head. Answers stay what they are: the target chooses from
-its whole vocabulary. Nothing is trained; of the target only its configuration and tokenizer are read. DATA are the
-answers that the tokens are counted in, as for `griffin prepare`. The last line of stdout is one JSON object.
+Drafting then reads only these tokens' rows of the target's LM head. Answers stay what they are, as the target chooses
+from all tokens. Nothing is trained; of the target only configuration and tokenizer are read. The tokens are counted in
+the assistant's messages of the data, which are those of `griffin prepare`. The last line of stdout is one JSON object.
 
 examples:
   griffin truncate my-draft my-draft-32k --target user/target --data chats.jsonl --size 32768
