@@ -99,10 +99,10 @@ def test_proposals_are_the_best_tokens_of_the_map():
 
 def test_a_level_is_no_wider_than_the_map():
     target, draft = truncated_pair([10, 20, 30])
+    prompt = golden_prompts()[0]
     draft.generation_config.update(num_assistant_tokens=6, draft_tree_depth=3, draft_tree_top_k=3)
-    assert_lossless(
-        *generate_both((target, draft), golden_prompts()[0], max_new_tokens=5), golden_prompts()[0].shape[1]
-    )
+    plain, ours = generate_both((target, draft), prompt, max_new_tokens=5)
+    assert ours.sequences.tolist() == plain.sequences.tolist()
     draft.generation_config.draft_tree_top_k = 4
     with pytest.raises(ValueError, match="`draft_tree_top_k` is 4, but must be an integer from 1 to 3"):
         generate_both((target, draft), prompt, max_new_tokens=5)

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from datasets import load_from_disk
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from transformers_griffin.cli import main as griffin
@@ -44,19 +44,16 @@ def main(args: argparse.Namespace) -> int:
 def write_drafts(args: argparse.Namespace) -> dict[str, Path]:
     """One draft for every share of the vocabulary, by name; says which share of the training tokens each covers."""
     special_ids = AutoTokenizer.from_pretrained(MINI / "target").all_special_ids
-    paths, counts = {}, None
+    vocab_size = AutoConfig.from_pretrained(MINI / "draft").vocab_size
+    counts = count_tokens(load_from_disk(args.data_dir / "train"), vocab_size)
+    paths = {}
     for percent in args.percents:
+        kept = frequent_tokens(counts, round(vocab_size * percent / 100), special_ids)
         draft = AutoModel.from_pretrained(MINI / "draft", dtype="auto")
-        vocab_size = draft.config.vocab_size
-        if counts is None:
-            counts = count_tokens(load_from_disk(args.data_dir / "train"), vocab_size)
-        size = round(vocab_size * percent / 100)
-        if size < vocab_size:
-            draft.truncate_vocabulary(frequent_tokens(counts, size, special_ids))
-        name = f"tokens_{size}"
+        name = f"tokens_{len(kept)}"
         paths[name] = args.output_dir / name
-        draft.save_pretrained(paths[name])
-        covered = 1.0 if draft.token_map is None else float(counts[draft.token_map].sum() / counts.sum())
+        draft.truncate_vocabulary(None if len(kept) == vocab_size else kept).save_pretrained(paths[name])
+        covered = float(counts[kept].sum() / counts.sum())
         print(f"{name}: {percent:g} % of the vocabulary, {covered:.2%} of the training tokens", flush=True)
     return paths
 

@@ -51,14 +51,14 @@ def run(args: argparse.Namespace) -> None:
     draft.truncate_vocabulary(frequent_tokens(counts, args.size, always))
     draft.save_pretrained(args.out)
     print(f"Wrote {args.out}: {describe_draft(draft)}")
-    share = counts[draft.token_map.cpu()].sum() / counts.sum()
+    kept = draft.to_target_ids(torch.arange(draft.config.proposal_vocab_size))
     print(
         json.dumps(
             {
                 "draft_vocab_size": draft.config.draft_vocab_size,
                 "vocab_size": draft.config.vocab_size,
                 "num_counted": int(counts.sum()),
-                "share_of_counted": float(share),
+                "share_of_counted": float(counts[kept].sum() / counts.sum()),
             }
         )
     )

@@ -6,7 +6,7 @@ Which tokens a draft should be able to propose: those that the training data's a
 
 Answers of a language and its code use a small part of a vocabulary most of the time (FR-Spec, arXiv 2502.14856).
 
-Next: `packing.py`.
+Next: `stored_features.py`.
 """
 
 from collections.abc import Sequence
