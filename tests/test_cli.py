@@ -11,10 +11,10 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig
 
 from conftest import GOLDEN, tiny_llama
-from transformers_griffin import __version__
+from transformers_griffin import GriffinDraftModel, __version__
 from transformers_griffin.cli import build_parser, demo, main
 from transformers_griffin.training import load_features, load_training_data, plan
 
@@ -233,6 +233,53 @@ def test_prepare_regenerates_answers_that_features_can_be_stored_of(chatting_pai
     assert load_training_data(drafted).to_list() == load_training_data(answers).to_list()
     assert main(prepare_args(chatting_pair, answers, tmp_path / "features", "--max-length", "40")) == 0
     assert len(load_features(tmp_path / "features", tiny_llama())) == 3
+
+
+# ---------------------------------------------------------------------- truncate
+
+
+def truncate_args(pair, data, output, size: int, *more: str) -> list[str]:
+    args = ["truncate", str(pair / "draft"), str(output), "--target", str(pair / "target"), "--data", str(data)]
+    return [*args, "--size", str(size), *more]
+
+
+def test_truncate_keeps_the_tokens_that_answers_are_made_of(chatting_pair, chats, tmp_path, capsys):
+    """
+    Assistants say w7 w8 w9 w3, three times. Besides these there are w0 (padding), which the data lack, and w41, an
+    end of answers that only the generation config names: with 5 tokens one of the four must go, ties by the higher id.
+    """
+    GenerationConfig(eos_token_id=[41]).save_pretrained(chatting_pair / "target")
+    (chatting_pair / "target" / "model.safetensors").unlink()
+    assert main(truncate_args(chatting_pair, chats, tmp_path / "out", 5)) == 0
+    line, results = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"Wrote {tmp_path / 'out'}: token_guided fusion, two outputs, 1 layer(s), hidden size 32, ")
+    assert "vocabulary 61 (proposes 5), " in line
+    assert json.loads(results) == {
+        "draft_vocab_size": 5,
+        "vocab_size": 61,
+        "num_counted": 12,
+        "share_of_counted": 0.75,
+    }
+    assert GriffinDraftModel.from_pretrained(tmp_path / "out").token_map.tolist() == [0, 3, 7, 8, 41]
+
+
+def test_truncated_drafts_answer_as_the_target_does(chatting_pair, chats, tmp_path, capsys):
+    assert main(truncate_args(chatting_pair, chats, tmp_path / "out", 30)) == 0
+    command = ["generate", "--target", str(chatting_pair / "target"), "--prompt", "w5 w9", "--max-new-tokens", "9"]
+    capsys.readouterr()
+    answers = []
+    for draft in (chatting_pair / "draft", tmp_path / "out"):
+        assert main([*command, "--draft", str(draft)]) == 0
+        answers.append(capsys.readouterr().out.splitlines()[0])
+    assert answers[0] == answers[1] != ""
+
+
+def test_what_cannot_be_truncated_is_said(chatting_pair, chats, tmp_path, capsys):
+    assert main(truncate_args(chatting_pair, chats, tmp_path / "out", 62)) == 1
+    assert "`num_tokens` is 62, but must be from 1 (tokens to have in any case) to 61" in capsys.readouterr().err
+    assert main(truncate_args(chatting_pair, chats, chatting_pair / "draft", 9)) == 1
+    assert "which is a file or the draft itself" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failed_preparation_is_one_line_on_stderr(chatting_pair, chats, tmp_path, capsys):

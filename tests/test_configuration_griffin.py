@@ -29,6 +29,7 @@ def test_every_own_field_survives_save_and_load_through_autoconfig(tmp_path):
         "fusion_mlp_bias": True,
         "dual_head": False,
         "num_hidden_layers": 2,
+        "draft_vocab_size": 100,
         "target_model_type": "llama",
         "target_name_or_path": "somewhere",
     }

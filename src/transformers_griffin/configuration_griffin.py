@@ -43,6 +43,9 @@ class GriffinDraftConfig(LlamaConfig):
             output serves as both, as in EAGLE.
         num_hidden_layers (`int`, defaults to 1):
             Decoder layers of the draft (the paper: 1). The token-enhanced head belongs to the last one.
+        draft_vocab_size (`int`, *optional*):
+            How many of the target's tokens the draft can propose (FR-Spec, arXiv 2502.14856); all of them when not
+            given. Which ones the draft's `token_map` says: see [`GriffinDraftModel.truncate_vocabulary`].
         target_model_type (`str`, *optional*):
             `model_type` of the target that the draft was made for. Checked when the draft meets a target.
         target_name_or_path (`str`, *optional*):
@@ -71,6 +74,7 @@ class GriffinDraftConfig(LlamaConfig):
     fusion_bias: bool = True
     fusion_mlp_bias: bool = False
     dual_head: bool = True
+    draft_vocab_size: int | None = None
     target_model_type: str | None = None
     target_name_or_path: str | None = None
 
@@ -78,6 +82,11 @@ class GriffinDraftConfig(LlamaConfig):
         if self.fusion_intermediate_size is None:
             self.fusion_intermediate_size = self.intermediate_size
         super().__post_init__(**kwargs)
+
+    @property
+    def proposal_vocab_size(self) -> int:
+        """Number of tokens that the draft chooses its proposals from."""
+        return self.vocab_size if self.draft_vocab_size is None else self.draft_vocab_size
 
     def validate_architecture(self) -> None:
         """Checks the fields that together describe the network; runs whenever a config is made or loaded."""
@@ -94,6 +103,11 @@ class GriffinDraftConfig(LlamaConfig):
             raise ValueError(
                 f"`num_attention_heads` ({self.num_attention_heads}) must be a multiple of `num_key_value_heads` "
                 f"({self.num_key_value_heads})."
+            )
+        if not 1 <= self.proposal_vocab_size <= self.vocab_size:
+            raise ValueError(
+                f"`draft_vocab_size` is {self.draft_vocab_size}, but must be from 1 to `vocab_size` "
+                f"({self.vocab_size}), or None for all tokens."
             )
 
 

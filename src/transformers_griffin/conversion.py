@@ -171,6 +171,7 @@ def write_released_checkpoint(
     """
     config = draft.config
     _check_has_released_form(config)
+    warn_of_whole_vocabulary(draft, "The released code")
     if target is not None:
         draft.bind(target)
     embedding = draft.embed_tokens(_all_ids(config.vocab_size)).detach()
@@ -342,11 +343,21 @@ def _all_ids(vocab_size: int) -> torch.Tensor:
 
 
 def released_weights(draft: GriffinDraftModel) -> dict[str, torch.Tensor]:
-    """The draft's own weights on the CPU, under the names of the released layout; without the embedding."""
+    """The draft's own weights on the CPU, under the released names; without the embedding and a token map."""
     return {
         _released_key(key, draft.config.fusion): tensor.cpu().contiguous()
         for key, tensor in draft.state_dict().items()
+        if key != "token_map"
     }
+
+
+def warn_of_whole_vocabulary(draft: GriffinDraftModel, reader: str) -> None:
+    """Says that a truncated draft becomes a whole one."""
+    if draft.config.draft_vocab_size is not None:
+        logger.warning(
+            f"{reader} knows no token map, so the draft proposes from all {draft.config.vocab_size} tokens there, not "
+            f"from {draft.config.draft_vocab_size}. Answers are the same; drafting takes longer."
+        )
 
 
 def _load_weights(config: GriffinDraftConfig, weights: dict[str, torch.Tensor]) -> GriffinDraftModel:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from answers import SIZES, assert_same_answers
 from peft import LoraConfig, get_peft_model
-from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from conftest import tiny_llama
@@ -99,6 +99,32 @@ def test_a_quantised_draft_comes_back_from_a_smaller_file(saved, name, tmp_path)
     inputs = {"inputs_embeds": torch.randn(1, 6, 64), "features": torch.randn(1, 6, 64)}
     with torch.no_grad():
         assert torch.equal(back(**inputs).predict, draft(**inputs).predict)
+
+
+@EACH
+def test_a_truncated_vocabulary_survives_quantisation(saved, name, tmp_path):
+    """The target's head stays in float here, so its rows are copied; the map is no weight, and stays as it is."""
+    whole = GriffinDraftModel.from_pretrained(saved / "draft")
+    whole.truncate_vocabulary(range(0, 61, 2)).save_pretrained(tmp_path / "whole")
+    draft = GriffinDraftModel.from_pretrained(tmp_path / "whole", quantization_config=QUANTISATIONS[name]).eval()
+    draft.save_pretrained(tmp_path / "quantised")
+    back = GriffinDraftModel.from_pretrained(tmp_path / "quantised").eval()
+    for loaded in (draft, back):
+        assert loaded.token_map.tolist() == list(range(0, 61, 2))
+        assert loaded.token_map.dtype == torch.long
+    assert_same_answers(load_target(saved, name), back)
+    assert back._draft_head is not None
+
+
+def test_a_quantised_head_is_read_as_a_whole(saved):
+    """torchao's rows are no plain ones."""
+    target = load_target(saved)
+    quantize_(target.lm_head, Int8WeightOnlyConfig())
+    draft = GriffinDraftModel.from_pretrained(saved / "draft").eval().bind(target).truncate_vocabulary([3, 9, 60])
+    draft.gather_draft_head()
+    assert draft._draft_head is None
+    predict = torch.randn(2, 64)
+    assert torch.equal(draft.draft_logits(predict), draft.compute_logits(predict)[:, [3, 9, 60]])
 
 
 def test_adapters_on_a_quantised_target_and_on_a_quantised_draft(saved):

@@ -75,6 +75,20 @@ def test_cycle_cost_is_a_cycle_over_a_plain_step(monkeypatch):
     assert results.tree == {"num_assistant_tokens": 59, "draft_tree_depth": 6, "draft_tree_top_k": 10}
 
 
+def test_a_synthetic_draft_may_propose_fewer_tokens():
+    """16 of 512: the head that drafting reads is as small."""
+    _, draft = build_pair("tiny", torch.float32, CPU, draft_vocab_size=16)
+    draft.gather_draft_head()
+    assert draft.token_map.tolist() == list(range(16))
+    assert draft.draft_logits(torch.zeros(1, 64)).shape == (1, 16)
+    results = measure_synthetic(
+        "tiny", torch.float32, CPU, prompt_lengths=(8,), compiles=False, repeats=1, new_tokens=8, draft_vocab_size=16
+    )
+    assert results.as_dict()["draft_vocab_size"] == 16
+    assert as_markdown(results).splitlines()[0].endswith("(tokens/levels/width), 16 draft tokens")
+    assert results.rows[0].tokens_per_cycle > 1
+
+
 def test_lengths_without_time_left_are_skipped_and_named(monkeypatch):
     """A length takes hundreds of seconds of this clock, more than is left after the first."""
     FakeTime(monkeypatch, target_forward=(10.0, 0.0))

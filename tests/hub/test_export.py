@@ -110,6 +110,40 @@ def test_an_exported_draft_comes_back(tmp_path):
     assert all(torch.equal(weight, back.state_dict()[name]) for name, weight in draft.state_dict().items())
 
 
+def test_sglang_gets_the_tokens_of_a_truncated_vocabulary(tmp_path):
+    """Its head is cut to these rows by the engine, so the weights are those of the whole draft."""
+    target, draft = make_pair()
+    export_draft(draft, tmp_path / "whole", target, engine="sglang")
+    draft.truncate_vocabulary([60, 4, 9])
+    export_draft(draft, tmp_path / "some", target, engine="sglang")
+    assert torch.load(tmp_path / "some" / "token_map.pt", weights_only=True) == [4, 9, 60]
+    assert not (tmp_path / "whole" / "token_map.pt").exists()
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "some" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    here, there = logits_here_and_there(draft, EagleEngine(tmp_path / "some", target, "sglang"))
+    torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"engine": "vllm"}, {"format": "speculators"}, None], ids=str)
+def test_readers_without_token_maps_get_the_whole_draft_and_the_user_is_told(tmp_path, caplog, settings):
+    target, draft = make_pair()
+
+    def write(folder: Path) -> None:
+        if settings is None:
+            write_released_checkpoint(draft, folder, target, safe_serialization=True)
+        else:
+            export_draft(draft, folder, target, **settings)
+
+    write(tmp_path / "whole")
+    assert "token map" not in caplog.text
+    draft.truncate_vocabulary([60, 4, 9])
+    write(tmp_path / "some")
+    assert "knows no token map, so the draft proposes from all 61 tokens there, not from 3." in caplog.text
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "some" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert {path.name for path in (tmp_path / "some").iterdir()} == {"model.safetensors", "config.json"}
+
+
 # ---------------------------------------------------------------------- refusals
 
 

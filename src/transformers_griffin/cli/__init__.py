@@ -11,10 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import bench, convert, demo, export, generate, plan, prepare, profile, push, report, train, tune
+from . import bench, convert, demo, export, generate, plan, prepare, profile, push, report, train, truncate, tune
 
 
-SUBCOMMANDS = (bench, convert, demo, export, generate, plan, prepare, profile, push, report, train, tune)
+SUBCOMMANDS = (bench, convert, demo, export, generate, plan, prepare, profile, push, report, train, truncate, tune)
 EXAMPLES = """\
 examples:
   griffin bench --target user/target --draft my-draft --output runs/bench
@@ -29,6 +29,7 @@ examples:
   griffin push my-draft user/my-draft --target user/target --results results.json
   griffin report runs/before runs/after
   griffin train recipe.yaml --features features
+  griffin truncate my-draft my-draft-32k --target user/target --data chats.jsonl --size 32768
   griffin tune --target user/target --draft my-draft --save
 """
 

@@ -71,8 +71,9 @@ def describe_draft(draft: "GriffinDraftModel") -> str:
     """One line: architecture, sizes, dtype."""
     config = draft.config
     heads = "two outputs" if config.dual_head else "one output"
+    proposes = "" if config.draft_vocab_size is None else f" (proposes {config.draft_vocab_size})"
     return (
         f"{config.fusion} fusion, {heads}, {config.num_hidden_layers} layer(s), hidden size {config.hidden_size}, "
-        f"vocabulary {config.vocab_size}, {draft.num_parameters():,} parameters, "
+        f"vocabulary {config.vocab_size}{proposes}, {draft.num_parameters():,} parameters, "
         f"{str(draft.dtype).removeprefix('torch.')}"
     )

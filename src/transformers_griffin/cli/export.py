@@ -11,11 +11,14 @@ from .shared import add_parser, load_draft, quiet_transformers
 EXAMPLES = """\
 The engines load drafts with EAGLE's network: made with fusion="concat", dual_head=False and, for vLLM,
 fusion_bias=False. Others are refused with what to train instead. Of the target only config.json is read.
+SGLang keeps a truncated vocabulary (OUT/token_map.pt), vLLM and speculators propose from all tokens.
 
 examples:
   griffin export my-draft served --target user/target
   griffin export my-draft served --target user/target --engine sglang
   griffin export my-draft served --target user/target --format speculators
+  python -m sglang.launch_server --model-path user/target --speculative-algorithm EAGLE \
+    --speculative-draft-model-path served --speculative-token-map served/token_map.pt
   vllm serve user/target --speculative-config '{"method": "eagle", "model": "served", "num_speculative_tokens": 4}'
 """
 

@@ -5,14 +5,17 @@ from typing import Any
 
 from .shared import (
     DTYPES,
+    add_data,
     add_parser,
     add_sampling,
     default_device,
+    load_data,
     load_draft,
     load_target,
     positive_int,
     quiet_transformers,
     sampling,
+    tokenize_data,
 )
 
 
@@ -34,14 +37,9 @@ def add_to(subparsers: Any) -> None:
         subparsers, "prepare", "store the target's features, or its own answers, for training", EXAMPLES
     )
     parser.add_argument("--target", metavar="DIR_OR_REPO", required=True)
-    parser.add_argument("--data", metavar="SOURCE", nargs="+", required=True, help="files, or a directory or dataset")
+    add_data(parser)
     parser.add_argument("--output", metavar="DIR", required=True, help="directory to write, or to continue")
-    parser.add_argument("--split", default="train", help="of data with splits (default: %(default)s)")
-    parser.add_argument("--data-name", metavar="NAME", help="configuration of a dataset on the Hub")
-    parser.add_argument("--max-length", metavar="N", type=positive_int, default=2048, help="tokens kept of a row")
     parser.add_argument("--pack", action="store_true", help="pack conversations into rows of --max-length tokens")
-    parser.add_argument("--all-tokens", action="store_true", help="train on all tokens, not on the assistant's only")
-    parser.add_argument("--num-proc", metavar="N", type=positive_int, help="processes that tokenize")
     parser.add_argument(
         "--batch-size", metavar="N", type=positive_int, default=8, help="rows at once (default: %(default)s)"
     )
@@ -66,14 +64,11 @@ def run(args: argparse.Namespace) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     from ..training.regenerate import regenerate_answers
-    from ..training.sources import load_training_data, tokenize_dataset
     from ..training.stored_features import plan_features, prepare_features
 
     quiet_transformers()
     hub_kwargs = {"revision": args.revision} if args.revision else {}
-    load_kwargs = {"name": args.data_name} if args.data_name else {}
-    source = args.data[0] if len(args.data) == 1 else args.data
-    rows = load_training_data(source, split=args.split, **load_kwargs)
+    rows = load_data(args)
     tokenizer = AutoTokenizer.from_pretrained(args.target, **hub_kwargs)
     batches = {"batch_size": args.batch_size, "shard_size": args.shard_size}
     if args.regenerate:
@@ -86,9 +81,7 @@ def run(args: argparse.Namespace) -> None:
             target, tokenizer, rows, args.output, seed=args.seed, draft=draft, **lengths, **batches, **sampling(args)
         )
     else:
-        tokens = tokenize_dataset(
-            rows, tokenizer, args.max_length, not args.all_tokens, pack=args.pack, num_proc=args.num_proc
-        )
+        tokens = tokenize_data(args, rows, tokenizer, pack=args.pack)
         hidden_size = AutoConfig.from_pretrained(args.target, **hub_kwargs).get_text_config().hidden_size
         print(f"{args.output} will take {plan_features(tokens, hidden_size)}.", flush=True)
         target = load_target(args.target, args.dtype, args.device or default_device(), **hub_kwargs)

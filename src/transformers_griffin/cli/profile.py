@@ -41,6 +41,9 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument(
         "--prompt-length", metavar="N", type=positive_int, default=512, help="of --synthetic (default: %(default)s)"
     )
+    parser.add_argument(
+        "--draft-vocab-size", metavar="N", type=positive_int, help="tokens that a --synthetic draft can propose"
+    )
     parser.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=64, help="default: %(default)s")
     add_sampling(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="default: the target's; bfloat16 if synthetic")
@@ -84,7 +87,8 @@ def synthetic_pair(args: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
     from ..evaluation.synthetic_pair import build_pair
 
     dtype = getattr(torch, "bfloat16" if args.dtype == "auto" else args.dtype)
-    target, draft = build_pair(args.synthetic, dtype, torch.device(args.device or default_device()))
+    device = torch.device(args.device or default_device())
+    target, draft = build_pair(args.synthetic, dtype, device, draft_vocab_size=args.draft_vocab_size)
     prompt = torch.randint(target.config.vocab_size, (1, args.prompt_length), device=target.device)
     return target, draft, [(prompt, torch.ones_like(prompt))]
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel
 
     from ..modeling_griffin import GriffinDraftModel
@@ -53,6 +54,31 @@ def load_draft(
     from .. import conversion
 
     return conversion.load_draft(path_or_repo, target, dtype, **hub_kwargs)
+
+
+def add_data(parser: Any) -> None:
+    """Which rows to read, and how to tokenize them; read by `load_data` and `tokenize_data`."""
+    parser.add_argument("--data", metavar="SOURCE", nargs="+", required=True, help="files, or a directory or dataset")
+    parser.add_argument("--split", default="train", help="of data with splits (default: %(default)s)")
+    parser.add_argument("--data-name", metavar="NAME", help="configuration of a dataset on the Hub")
+    parser.add_argument("--max-length", metavar="N", type=positive_int, default=2048, help="tokens kept of a row")
+    parser.add_argument("--all-tokens", action="store_true", help="read all tokens as the assistant's")
+    parser.add_argument("--num-proc", metavar="N", type=positive_int, help="processes that tokenize")
+
+
+def load_data(args: argparse.Namespace) -> "Dataset":
+    """The rows that `add_data` asked for."""
+    from ..training.sources import load_training_data
+
+    load_kwargs = {"name": args.data_name} if args.data_name else {}
+    return load_training_data(args.data[0] if len(args.data) == 1 else args.data, split=args.split, **load_kwargs)
+
+
+def tokenize_data(args: argparse.Namespace, rows: "Dataset", tokenizer: Any, pack: bool = False) -> "Dataset":
+    """These rows tokenized as `add_data` asked for."""
+    from ..training.sources import tokenize_dataset
+
+    return tokenize_dataset(rows, tokenizer, args.max_length, not args.all_tokens, pack=pack, num_proc=args.num_proc)
 
 
 def add_sampling(parser: Any) -> None:

@@ -18,6 +18,9 @@ def add_options(parser: Any) -> None:
         "--prompt-lengths", metavar="N", nargs="+", type=positive_int, help="default: 128 512 2048 8192 16384"
     )
     group.add_argument(
+        "--draft-vocab-size", metavar="N", type=positive_int, help="tokens that the draft can propose (default: all)"
+    )
+    group.add_argument(
         "--time-budget",
         metavar="SECONDS",
         type=positive_int,
@@ -43,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
         prompt_lengths=args.prompt_lengths or PROMPT_LENGTHS,
         compiles=PLAIN_COMPILED in args.methods,
         time_budget=args.time_budget,
+        draft_vocab_size=args.draft_vocab_size,
         provenance=provenance({name: vars(args)[name] for name in ARGUMENTS}, device),
     )
     results.save(args.output)
@@ -52,4 +56,4 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(results.as_dict()))
 
 
-ARGUMENTS = ("synthetic", "prompt_lengths", "time_budget", "methods", "dtype", "device", "output")
+ARGUMENTS = ("synthetic", "prompt_lengths", "draft_vocab_size", "time_budget", "methods", "dtype", "device", "output")

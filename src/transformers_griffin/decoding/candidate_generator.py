@@ -70,10 +70,12 @@ class GriffinCandidateGenerator(CandidateGenerator):
         self, draft: GriffinDraftModel, generation_config: GenerationConfig | None = None, batch_size: int = 1
     ):
         self.draft = draft
+        draft.gather_draft_head()
+        vocab_size = draft.config.proposal_vocab_size
         generation_config = generation_config or draft.generation_config
-        self.num_draft_tokens, self.depth, self.top_k = tree_settings(generation_config, draft.config.vocab_size)
+        self.num_draft_tokens, self.depth, self.top_k = tree_settings(generation_config, vocab_size)
         if batch_size > 1:
-            self.num_draft_tokens = tokens_per_row(generation_config, draft.config.vocab_size, batch_size)
+            self.num_draft_tokens = tokens_per_row(generation_config, vocab_size, batch_size)
         self.cache = DynamicCache()  # whatever windows the config names: the draft's attention has none
         # (batch_size, pairs in the cache), zero where there is none: for padded prompts and rows of different lengths
         self.padding_mask: torch.Tensor | None = None
@@ -240,8 +242,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
         position_ids = self.next_position.expand(-1, k)
         zero = torch.zeros(batch_size, 1, device=device)
 
-        logits = self.draft.compute_logits(predict).to(device)
-        tokens, scores = (level.flatten(1) for level in propose_children(logits, zero, k))
+        tokens, scores = (level.flatten(1) for level in self._propose(predict, zero))
         parents = torch.full_like(tokens, -1)
         pool = [(tokens, scores, parents)]
 
@@ -257,8 +258,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
                 attention_mask=self._level_mask(sees_levels, num_verified),
                 past_key_values=self.cache,
             )
-            logits = self.draft.compute_logits(output.predict).to(device)
-            child_tokens, child_scores = propose_children(logits, beam_scores, k)
+            child_tokens, child_scores = self._propose(output.predict, beam_scores)
             child_tokens = child_tokens.flatten(1)
             first_index = k + (level - 1) * k * k
             pool.append((child_tokens, child_scores.flatten(1), beam_pool_index.repeat_interleave(k, dim=1)))
@@ -271,6 +271,12 @@ class GriffinCandidateGenerator(CandidateGenerator):
             sees_levels = torch.cat((parent_sees, itself), dim=-1)
         self.cache.crop(-(self.cache.get_seq_length() - num_verified))
         return CandidatePool(*(torch.cat(parts, dim=1).to(pool_device) for parts in zip(*pool, strict=True)))
+
+    def _propose(self, predict: torch.Tensor, beam_scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best children of every beam node, as the target's tokens; both `(batch_size, beam, top_k)`."""
+        logits = self.draft.draft_logits(predict).to(beam_scores.device)
+        children, scores = propose_children(logits, beam_scores, self.top_k)
+        return self.draft.to_target_ids(children), scores
 
     def _level_mask(self, sees_levels: torch.Tensor, num_verified: int) -> Any:
         batch_size, k, _ = sees_levels.shape
@@ -322,6 +328,10 @@ class GriffinCandidateGenerator(CandidateGenerator):
 def tree_settings(generation_config: GenerationConfig, vocab_size: int) -> tuple[int, int, int]:
     """
     Reads and checks the tree settings.
+
+    Args:
+        generation_config ([`~transformers.GenerationConfig`]): where they are.
+        vocab_size (`int`): tokens that the draft can propose, `proposal_vocab_size` of its configuration.
 
     Returns:
         `(num_assistant_tokens, draft_tree_depth, draft_tree_top_k)`

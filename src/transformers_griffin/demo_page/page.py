@@ -71,7 +71,7 @@ def build_page(pair: Pair) -> gr.Blocks:
     Both answers come from one event, and Gradio runs one such event at a time: several visitors queue.
     """
     own = TreeSettings.of(pair.draft)
-    highest_width = min(MAX_TOP_K, pair.draft.config.vocab_size)
+    highest_width = min(MAX_TOP_K, pair.draft.config.proposal_vocab_size)
     with gr.Blocks(title="GRIFFIN: the same tokens, sooner", analytics_enabled=False) as page:
         gr.Markdown(_introduction(pair))
         with gr.Row(equal_height=True):

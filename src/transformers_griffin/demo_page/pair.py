@@ -36,7 +36,7 @@ class TreeSettings:
     @classmethod
     def of(cls, draft: GriffinDraftModel) -> "TreeSettings":
         """The draft's own."""
-        return cls(*tree_settings(draft.generation_config, draft.config.vocab_size))
+        return cls(*tree_settings(draft.generation_config, draft.config.proposal_vocab_size))
 
     def give_to(self, draft: GriffinDraftModel) -> None:
         """
@@ -57,7 +57,7 @@ class TreeSettings:
         config = copy.deepcopy(draft.generation_config)
         for name, value in zip(DEFAULT_TREE, (self.num_draft_tokens, self.depth, self.width), strict=True):
             setattr(config, name, value)
-        tree_settings(config, draft.config.vocab_size)
+        tree_settings(config, draft.config.proposal_vocab_size)
         return config
 
 

@@ -91,7 +91,8 @@ def _is_found(
 ) -> torch.Tensor:
     """`(len(top_k), n_chains)`: whether the tokens at `indices` are among the k best; False behind the end."""
     is_inside = indices < len(tokens)
-    best = draft.compute_logits(predict[0]).topk(max(top_k), dim=-1).indices.to(tokens.device)
+    num_best = min(max(top_k), draft.config.proposal_vocab_size)
+    best = draft.to_target_ids(draft.draft_logits(predict[0]).topk(num_best, dim=-1).indices).to(tokens.device)
     is_best = best == tokens[indices.clamp(max=len(tokens) - 1)].unsqueeze(1)  # (n_chains, max k)
     return torch.stack([is_best[:, :k].any(dim=1) & is_inside for k in top_k])
 

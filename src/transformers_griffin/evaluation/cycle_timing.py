@@ -32,7 +32,7 @@ PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "prefill": ((TargetForward, "prefill"),),
     "draft": ((GriffinCandidateGenerator, "draft_tree"),),
     "draft_pass": ((GriffinDraftModel, "forward"),),
-    "draft_head": ((GriffinDraftModel, "compute_logits"),),
+    "draft_head": ((GriffinDraftModel, "draft_logits"),),
     "verify": ((TargetForward, "verify"),),
     "accept": ((loop.Answer, "accept"),),
     "read": ((loop.Answer, "append"),),  # the host waits for the device here

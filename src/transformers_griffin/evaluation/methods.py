@@ -127,12 +127,14 @@ def _sps(target: PreTrainedModel, assistant: PreTrainedModel) -> Decoder:
 
 
 def _draft(name: str, draft: GriffinDraftModel) -> Decoder:
-    settings = tree_settings(draft.generation_config, draft.config.vocab_size)
+    settings = tree_settings(draft.generation_config, draft.config.proposal_vocab_size)
     outputs = "two outputs" if draft.config.dual_head else "one output"
+    size = draft.config.draft_vocab_size
+    proposes = "" if size is None else f", proposes {size} of {draft.config.vocab_size} tokens"
     method = Method(
         name,
         DRAFT,
-        f"draft of {draft.config.num_hidden_layers} layer(s), {draft.config.fusion} fusion, {outputs}",
+        f"draft of {draft.config.num_hidden_layers} layer(s), {draft.config.fusion} fusion, {outputs}{proposes}",
         tree=dict(zip(DEFAULT_TREE, settings, strict=True)),
     )
     return Decoder(_with_size(method, draft), lambda *_: {"assistant_model": draft}, draft)

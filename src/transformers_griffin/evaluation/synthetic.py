@@ -74,6 +74,7 @@ class SyntheticResults:
     rows: list[SyntheticRow]
     skipped: dict[int, str]  # prompt length -> why
     paper_cycle_cost: float | None
+    draft_vocab_size: int | None = None  # tokens that the draft can propose; None is all
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,6 +105,7 @@ def measure_synthetic(
     repeats: int = 3,
     new_tokens: int = 64,
     time_budget: float = 600.0,
+    draft_vocab_size: int | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> SyntheticResults:
     """
@@ -118,17 +120,18 @@ def measure_synthetic(
         repeats (`int`, defaults to 3): answers of every method, interleaved.
         new_tokens (`int`, defaults to 64): tokens of an answer.
         time_budget (`float`, defaults to 600): seconds; a length is skipped if one like the last would end later.
+        draft_vocab_size (`int`, *optional*): how many tokens the draft can propose; all when not given.
         provenance (`dict`, *optional*): to store beside the results.
 
     Raises:
-        ValueError: if the shape is unknown, or a prompt has no room in it.
+        ValueError: if the shape is unknown or has fewer tokens, or a prompt has no room in it.
     """
     too_long = [length for length in prompt_lengths if length + 2 * new_tokens > MAX_POSITIONS]
     if too_long:
         raise ValueError(f"A prompt of {too_long[0]} tokens is too long: {MAX_POSITIONS - 2 * new_tokens} at most.")
     stopwatch = Stopwatch(torch.device("cpu"))
     begin = stopwatch.mark()
-    target, draft = build_pair(shape, dtype, device)
+    target, draft = build_pair(shape, dtype, device, draft_vocab_size=draft_vocab_size)
     rows: list[SyntheticRow] = []
     skipped: dict[int, str] = {}
     last_seconds = 0.0
@@ -149,6 +152,7 @@ def measure_synthetic(
         rows=rows,
         skipped=skipped,
         paper_cycle_cost=PAPER_CYCLE_COSTS.get(shape),
+        draft_vocab_size=draft_vocab_size,
         provenance=provenance or {},
     )
 
@@ -250,8 +254,9 @@ def as_markdown(results: SyntheticResults) -> str:
     """The table, with the paper's implied cycle cost beside ours."""
     tree = "/".join(str(value) for value in results.tree.values())
     paper = "-" if results.paper_cycle_cost is None else f"{results.paper_cycle_cost:.2f}"
+    vocabulary = "" if results.draft_vocab_size is None else f", {results.draft_vocab_size:,} draft tokens"
     lines = [
-        f"# {results.shape}, random weights, {results.dtype}, tree {tree} (tokens/levels/width)",
+        f"# {results.shape}, random weights, {results.dtype}, tree {tree} (tokens/levels/width){vocabulary}",
         "",
         f"Target {results.target_parameters / 1e9:.2f} B parameters, draft {results.draft_parameters / 1e9:.3f} B, "
         f"{results.provenance.get('device', 'device not recorded')}. Cycle cost: one cycle over one plain step. "

@@ -72,7 +72,7 @@ AGREED_LEVELS = 4  # of a tree, where it is as deep: a typical tau for a trained
 
 
 def build_pair(
-    shape: str, dtype: torch.dtype, device: torch.device, seed: int = 0
+    shape: str, dtype: torch.dtype, device: torch.device, seed: int = 0, draft_vocab_size: int | None = None
 ) -> tuple[PreTrainedModel, GriffinDraftModel]:
     """
     A random target and a random draft for it, made on the device: nothing passes through the host's memory.
@@ -82,9 +82,10 @@ def build_pair(
         dtype (`torch.dtype`): of all weights.
         device (`torch.device`): where they are made.
         seed (`int`, defaults to 0): of the weights.
+        draft_vocab_size (`int`, *optional*): how many tokens the draft can propose; all when not given.
 
     Raises:
-        ValueError: if the shape is unknown.
+        ValueError: if the shape is unknown, or has fewer tokens.
     """
     if shape not in SHAPES:
         raise ValueError(f"Unknown shape {shape!r}; give one of {', '.join(SHAPES)}.")
@@ -95,7 +96,8 @@ def build_pair(
     torch.manual_seed(seed)
     with torch.device(device):
         target = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-        return target, GriffinDraftModel.from_target(target).eval()
+        draft = GriffinDraftModel.from_target(target).eval()
+        return target, draft if draft_vocab_size is None else draft.truncate_vocabulary(range(draft_vocab_size))
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def tune_tree(
     draft.bind(target)
     batch_size = max(len(input_ids) for input_ids, _ in batches)
     present = _present_tree(draft, batch_size)
-    trees = list(dict.fromkeys([*(grid or TreeGrid()).trees(draft.config.vocab_size), present]))
+    trees = list(dict.fromkeys([*(grid or TreeGrid()).trees(draft.config.proposal_vocab_size), present]))
     to_choose, to_confirm = batches[::2], batches[1::2] or batches
     steps: dict[str, float] = {}
 
@@ -134,8 +134,9 @@ def tune_tree(
 
 def _present_tree(draft: GriffinDraftModel, batch_size: int) -> TreeSettings:
     """What the draft has now, for each row of such a batch."""
-    _, depth, width = tree_settings(draft.generation_config, draft.config.vocab_size)
-    return TreeSettings(tokens_per_row(draft.generation_config, draft.config.vocab_size, batch_size), depth, width)
+    vocab_size = draft.config.proposal_vocab_size
+    _, depth, width = tree_settings(draft.generation_config, vocab_size)
+    return TreeSettings(tokens_per_row(draft.generation_config, vocab_size, batch_size), depth, width)
 
 
 # ---------------------------------------------------------------------- expectation

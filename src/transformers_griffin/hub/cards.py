@@ -113,6 +113,7 @@ def _shape(facts: DraftFacts) -> list[tuple[str, str]]:
     outputs = "predict and regress outputs" if config.dual_head else "one output"
     return [
         ("Target", f"{target}{kind}, hidden size {config.hidden_size}, vocabulary {config.vocab_size:,}"),
+        *([] if config.draft_vocab_size is None else [("Proposes", f"{config.draft_vocab_size:,} frequent tokens")]),
         ("Network", f"{config.fusion} fusion, {outputs}, {config.num_hidden_layers} layer(s)"),
         ("Size", f"{facts.num_parameters:,} parameters, {facts.size_bytes / 1e6:,.1f} MB in {facts.dtype}"),
         (

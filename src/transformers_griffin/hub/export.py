@@ -15,6 +15,8 @@ What the loaders demand beyond that, and do not say when it is missing:
 4. `bias` in `config.json` means the fusion's bias to EAGLE and the attention's to the engines, so it is left out.
 5. speculators (`EagleSpeculator`, releases up to 0.4): one layer, and the rotary embedding is the target's. vLLM's own
    reader of this format knows newer draft kinds only; vLLM loads the `eagle` layout.
+6. Of a truncated draft vocabulary, SGLang takes the tokens in a file (`--speculative-token-map`), which is written
+   beside the weights. The others propose from all tokens.
 
 It does not write the released layout of EAGLE's own code: that is `conversion.py`.
 """
@@ -29,13 +31,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checkpoint_files import SAFETENSORS_FILE
-from ..conversion import released_config, released_weights, write_config
+from ..conversion import released_config, released_weights, warn_of_whole_vocabulary, write_config
 from ..decoding.candidate_generator import tree_settings
 from ..modeling_griffin import GriffinDraftModel
 
 
 FORMATS = ("eagle", "speculators")
 ENGINES = ("vllm", "sglang")
+TOKEN_MAP_FILE = "token_map.pt"
 
 
 def export_draft(
@@ -80,6 +83,10 @@ def export_draft(
     directory.mkdir(parents=True, exist_ok=True)
     write_config(config, directory)
     save_file(weights, directory / SAFETENSORS_FILE, metadata={"format": "pt"})
+    if loader != "sglang":
+        warn_of_whole_vocabulary(draft, loader)
+    elif draft.token_map is not None:
+        torch.save(draft.token_map.tolist(), directory / TOKEN_MAP_FILE)
 
 
 def check_exportable(draft: GriffinDraftModel, target: PreTrainedModel, loader: str) -> None:
@@ -146,7 +153,7 @@ def _eagle_config(draft: GriffinDraftModel) -> dict[str, Any]:
 
 def _speculators_config(draft: GriffinDraftModel, target: PreTrainedModel, layer: dict[str, Any]) -> dict[str, Any]:
     layer = {name: value for name, value in layer.items() if name not in ("architectures", "torch_dtype")}
-    _, depth, _ = tree_settings(draft.generation_config, draft.config.vocab_size)
+    _, depth, _ = tree_settings(draft.generation_config, draft.config.proposal_vocab_size)
     return {
         "architectures": ["EagleSpeculator", "LlamaDecoderLayer"],
         "fusion_bias": draft.config.fusion_bias,

@@ -9,6 +9,7 @@ from .recipe import RecipeArguments, parse_recipe, train_recipe
 from .regenerate import regenerate_answers
 from .sources import load_training_data, tokenize_dataset
 from .stored_features import load_features, prepare_features
+from .token_counts import count_tokens, frequent_tokens
 from .trainer import GriffinTrainer
 
 
@@ -19,6 +20,8 @@ __all__ = [
     "GriffinTrainer",
     "GriffinTrainingArguments",
     "RecipeArguments",
+    "count_tokens",
+    "frequent_tokens",
     "load_features",
     "load_training_data",
     "parse_recipe",

@@ -114,7 +114,7 @@ class AcceptanceEvaluator:
         """
         draft = trainer.draft
         tree = self.tree or draft.generation_config
-        _, depth, _ = tree_settings(tree, draft.config.vocab_size)
+        _, depth, _ = tree_settings(tree, draft.config.proposal_vocab_size)
         num_passes = depth if draft.config.num_hidden_layers == 1 else 1
         process, num_processes = trainer.args.process_index, trainer.args.world_size
         with _ready_to_decode(trainer, tree), _random_state_kept(trainer.args.device):
