@@ -12,7 +12,6 @@ from nbclient import NotebookClient
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SRC = Path(__file__).parents[1] / "src"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-QUICK = ("01_generate", "02_look_inside_the_tree")
 MACHINE = re.compile(r"(?<![\w.])/(home|root|work|tmp|usr|opt|Users|var)/|[A-Z]:\\\\")
 
 
@@ -24,11 +23,7 @@ def ids(path: Path) -> str:
     return path.stem
 
 
-def marked(path: Path):
-    return pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.stem)
-
-
-@pytest.mark.parametrize("path", [marked(path) for path in NOTEBOOKS])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
 def test_the_notebook_runs(path, monkeypatch):
     """In the folder of the notebook, as Jupyter starts it; with the package of this checkout."""
     paths = [str(SRC), *filter(None, [os.environ.get("PYTHONPATH")])]

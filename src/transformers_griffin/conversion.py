@@ -347,7 +347,7 @@ def released_weights(draft: GriffinDraftModel) -> dict[str, torch.Tensor]:
     return {
         _released_key(key, draft.config.fusion): tensor.cpu().contiguous()
         for key, tensor in draft.state_dict().items()
-        if key != "token_map"
+        if key != "proposals.token_map"
     }
 
 

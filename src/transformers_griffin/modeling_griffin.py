@@ -172,6 +172,21 @@ class GriffinDecoderLayer(GradientCheckpointingLayer):
         return output, output
 
 
+class ProposedTokens(nn.Module):
+    """
+    Holds which of the target's tokens a draft can propose, and saves it with the weights.
+
+    A module of its own, since some formats of quantised weights know no tensors outside of modules.
+    """
+
+    token_map: torch.Tensor | None
+
+    def __init__(self, size: int | None):
+        super().__init__()
+        # Until tokens are chosen or loaded, no entry is one.
+        self.register_buffer("token_map", None if size is None else torch.full((size,), -1))
+
+
 class GriffinDraftModel(PreTrainedModel):
     """
     The GRIFFIN draft model (arXiv 2502.11018, Sec. 4).
@@ -206,16 +221,13 @@ class GriffinDraftModel(PreTrainedModel):
     _logit_softcap: float | None
     # Weight and bias of the head's rows in `token_map`, once they were gathered.
     _draft_head: tuple[torch.Tensor, torch.Tensor | None] | None
-    token_map: torch.Tensor | None
 
     def __init__(self, config: GriffinDraftConfig):
         super().__init__(config)
         self.fusion = TokenGuidedFusion(config)
         self.layers = nn.ModuleList(GriffinDecoderLayer(config, idx) for idx in range(config.num_hidden_layers))
         self.rotary_emb = LlamaRotaryEmbedding(config)
-        size = config.draft_vocab_size
-        # Saved with the weights. Until tokens are chosen or loaded, no entry is one.
-        self.register_buffer("token_map", None if size is None else torch.full((size,), -1))
+        self.proposals = ProposedTokens(config.draft_vocab_size)
         self.gradient_checkpointing = False
         self.generation_config = GenerationConfig(**DEFAULT_TREE)
         self._unbind()
@@ -341,6 +353,11 @@ class GriffinDraftModel(PreTrainedModel):
 
     # ------------------------------------------------------------------ a truncated vocabulary
 
+    @property
+    def token_map(self) -> torch.Tensor | None:
+        """The target's tokens that the draft can propose, of shape `(draft_vocab_size,)` and rising; None for all."""
+        return self.proposals.token_map
+
     def truncate_vocabulary(self, token_ids: Sequence[int] | torch.Tensor | None) -> "GriffinDraftModel":
         """
         Restricts what the draft proposes to some of the target's tokens; no training is needed.
@@ -362,7 +379,7 @@ class GriffinDraftModel(PreTrainedModel):
             ValueError: if there is no token, or one that the target does not have.
         """
         token_map = None if token_ids is None else self._as_token_map(token_ids)
-        self.token_map = token_map
+        self.proposals.token_map = token_map
         self.config.draft_vocab_size = None if token_map is None else len(token_map)
         self.__dict__["_draft_head"] = None
         return self

@@ -128,7 +128,7 @@ def tune_tree(
         plain, confirmed = _confirm(target, draft, to_confirm, finalists, max_new_tokens, generate_kwargs)
     best = confirmed[0]
     draft.generation_config.update(**vars(best.tree))
-    draft.generation_config.draft_tree_batch_size = batch_size
+    draft.generation_config.draft_tree_batch_size = batch_size  # type: ignore[attr-defined]  # takes any name
     return TuningResult(best, plain, confirmed, curves, len(trees), steps)
 
 

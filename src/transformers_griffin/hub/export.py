@@ -153,7 +153,7 @@ def _eagle_config(draft: GriffinDraftModel) -> dict[str, Any]:
 
 def _speculators_config(draft: GriffinDraftModel, target: PreTrainedModel, layer: dict[str, Any]) -> dict[str, Any]:
     layer = {name: value for name, value in layer.items() if name not in ("architectures", "torch_dtype")}
-    _, depth, _ = tree_settings(draft.generation_config, draft.config.proposal_vocab_size)
+    _, depth, _ = tree_settings(draft.generation_config, draft.config.vocab_size)
     return {
         "architectures": ["EagleSpeculator", "LlamaDecoderLayer"],
         "fusion_bias": draft.config.fusion_bias,
