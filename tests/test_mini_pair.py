@@ -1,6 +1,5 @@
 """The mini pair that ships with the project: it loads, it is small, and it keeps its promise on real prompts."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import transformers_griffin  # noqa: F401  # registers the draft
-from transformers_griffin.evaluation import answer_prompt, compare, load_prompts
+from transformers_griffin.evaluation import BenchmarkResults, answer_prompt, compare, load_prompts
 from transformers_griffin.evaluation.prompts import PACKAGED, encode_chat
 
 
@@ -83,8 +82,10 @@ def test_the_streamer_marks_what_the_draft_guessed(tokenizer, capsys):
 
 
 def test_the_committed_results_are_lossless_and_say_where_they_come_from():
-    results = json.loads((MINI / "results.json").read_text(encoding="utf-8"))
-    assert results["provenance"]["versions"]["transformers"]
-    exact = [r["domains"]["all"] for r in results["runs"] if r["dtype"] == "float32" and r["temperature"] == 0]
-    assert exact
-    assert all(row["num_identical"] == row["num_prompts"] == 120 for row in exact)
+    """160 answers: 80 prompts of one turn and 40 of two."""
+    results = BenchmarkResults.load(MINI / "bench")
+    assert results.is_complete
+    assert results.provenance["versions"]["transformers"]
+    exact = [row for row in results.summaries if (row.setting, row.domain) == ("float32 T=0", "all")]
+    assert len(exact) == len(results.methods) == 9
+    assert all(row.num_prompts == 120 and row.num_identical == row.num_answers == 160 for row in exact)
