@@ -48,7 +48,7 @@ def test_several_runs_are_compared_on_stdout_and_in_files_if_wanted(runs, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing"], "No such file or directory: 'missing'"),
+        (["missing"], "missing does not exist. Give the results.json"),
         (["wrong.json"], "wrong.json has the schema version None, but 1 is read."),
         (["text.json"], "text.json is no JSON file"),
         (["one", "one"], "A run is named twice: one one. Name every run once."),
