@@ -10,8 +10,8 @@ each later one a whole level of the tree, which feeds back the regress features 
 Beam nodes of one level share a position and see the verified prefix, their own ancestors and themselves. When the tree
 is built, the draft's cache forgets the levels and keeps only verified pairs.
 
-The rows of a batch may bring different numbers of pairs. They are read side by side, right-aligned, and then stored
-as `kv_cache.py` says: each row's pairs one behind the other.
+The rows of a batch may bring different numbers of pairs. They are read side by side, and then stored as `kv_cache.py`
+says: each row's pairs one behind the other.
 
 Next: `verification.py`.
 """
@@ -128,22 +128,23 @@ class GriffinCandidateGenerator(CandidateGenerator):
             token_embeds (`torch.Tensor` of shape `(batch_size, new, hidden_size)`, *optional*):
                 Embeddings to read instead of those of `tokens`, for prompts given as embeddings.
             num_new (`list[int]`, *optional*):
-                How many of the pairs count, for each row the last ones; all when not given. A row may have none: its
-                tree is then of no use.
+                How many of the pairs count, for each row the first ones, the last of which is then the root; all when
+                not given. A row may have none: its tree is then of no use.
 
         Returns:
             [`DraftTree`] of `num_nodes` nodes, on the device of `tokens`.
 
         Effects: the draft's cache grows by the new pairs, as many as the longest row has.
         """
+        counts = None
         if num_new is not None:
             counts = torch.tensor(num_new, device=self.draft.device).unsqueeze(1)
-            padding_mask = torch.arange(features.shape[1], 0, -1, device=self.draft.device) <= counts
+            padding_mask = torch.arange(features.shape[1], device=counts.device) < counts
         predict, regress = self._read_verified(tokens, features, padding_mask, token_embeds)
         if num_new is not None:
             self._close_gaps(num_new, features.shape[1])
-        pool = self.grow(predict, regress, tokens.device)
-        return build_tree(tokens[:, -1:], pool, self.num_nodes, self.depth)
+        pool = self.grow(newest(predict, counts), newest(regress, counts), tokens.device)
+        return build_tree(newest(tokens, counts), pool, self.num_nodes, self.depth)
 
     def _read_verified(
         self,
@@ -152,7 +153,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
         padding_mask: torch.Tensor | None,
         token_embeds: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pass 1; returns predict and regress after the root, each `(batch_size, 1, hidden_size)`."""
+        """Pass 1; returns predict and regress, each `(batch_size, new, hidden_size)`."""
         batch_size, num_new = features.shape[:2]
         features = features.to(device=self.draft.device, dtype=self.draft.dtype)
         if token_embeds is None:
@@ -176,7 +177,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
             attention_mask=self._causal_mask(num_new),
             past_key_values=self.cache,
         )
-        return output.predict[:, -1:], output.regress[:, -1:]
+        return output.predict, output.regress
 
     def _causal_mask(self, num_new: int) -> Any:
         """None without padding; else in 4-D, as transformers would ask the host what is in a 2-D mask."""
@@ -195,15 +196,15 @@ class GriffinCandidateGenerator(CandidateGenerator):
         self.padding_mask = torch.cat((seen.to(device), new.to(device)), dim=1).long()
 
     def _close_gaps(self, num_new: list[int], num_read: int) -> None:
-        """Moves each row's new pairs, the last of the `num_read` newest entries, to the row's own end."""
+        """Moves each row's new pairs, the first of the `num_read` newest entries, to the row's own end."""
         width = self.cache.get_seq_length() - num_read
         before = self.lengths or [width] * len(num_new)
         self.lengths = [length + new for length, new in zip(before, num_new, strict=True)]
         growth = max(self.lengths) - width
         rows = torch.tensor([[width - length, new] for length, new in zip(before, num_new, strict=True)])
         gaps, counts = rows.to(self.draft.device).split(1, dim=1)
-        newest = (num_read - counts + torch.arange(num_read, device=counts.device)).clamp(max=num_read - 1)
-        keep_path(self.cache, newest, growth, num_read, gaps)
+        in_order = torch.arange(num_read, device=counts.device).expand(len(num_new), -1)
+        keep_path(self.cache, in_order, growth, num_read, gaps)
         assert self.padding_mask is not None  # a read with `num_new` has extended it
         slots = torch.arange(width + growth, device=gaps.device)
         seen = torch.nn.functional.pad(self.padding_mask[:, :width], (0, growth))
@@ -238,7 +239,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
             pool_device (`torch.device`): where the candidates go.
         """
         batch_size, k = predict.shape[0], self.top_k
-        num_verified, device = self.cache.get_seq_length(), self.draft.device
+        num_verified, device = self._num_verified(), self.draft.device
         position_ids = self.next_position.expand(-1, k)
         zero = torch.zeros(batch_size, 1, device=device)
 
@@ -269,7 +270,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
             beam_regress = output.regress.gather(1, rows.unsqueeze(-1).expand(-1, -1, output.regress.shape[-1]))
             parent_sees = sees_levels.gather(1, rows.unsqueeze(-1).expand(-1, -1, sees_levels.shape[-1]))
             sees_levels = torch.cat((parent_sees, itself), dim=-1)
-        self.cache.crop(-(self.cache.get_seq_length() - num_verified))
+        crop_last(self.cache, (self.depth - 1) * k)
         return CandidatePool(*(torch.cat(parts, dim=1).to(pool_device) for parts in zip(*pool, strict=True)))
 
     def _propose(self, predict: torch.Tensor, beam_scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -277,6 +278,10 @@ class GriffinCandidateGenerator(CandidateGenerator):
         logits = self.draft.draft_logits(predict).to(beam_scores.device)
         children, scores = propose_children(logits, beam_scores, self.top_k)
         return self.draft.to_target_ids(children), scores
+
+    def _num_verified(self) -> int:
+        """Pairs in the cache, those of the longest row."""
+        return self.cache.get_seq_length()
 
     def _level_mask(self, sees_levels: torch.Tensor, num_verified: int) -> Any:
         batch_size, k, _ = sees_levels.shape
@@ -323,6 +328,24 @@ class GriffinCandidateGenerator(CandidateGenerator):
         on_path = tree.ancestors[torch.arange(leaf.shape[0], device=leaf.device), leaf]
         path = tree.tokens[on_path].view(leaf.shape[0], -1)[:, 1:]
         return torch.cat((input_ids, path.to(input_ids.device)), dim=1), None
+
+
+def newest(values: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
+    """
+    The last entry of each row that counts.
+
+    Args:
+        values (`torch.Tensor` of shape `(batch_size, new, ...)`): one entry for every pair.
+        counts (`torch.LongTensor` of shape `(batch_size, 1)`, *optional*):
+            How many of them count, for each row the first ones; all when not given.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, 1, ...)`; the first entry for rows of which none counts.
+    """
+    if counts is None:
+        return values[:, -1:]
+    rows = torch.arange(values.shape[0], device=values.device).unsqueeze(1)
+    return values[rows, (counts.to(values.device) - 1).clamp(min=0)]
 
 
 def tree_settings(generation_config: GenerationConfig, vocab_size: int) -> tuple[int, int, int]:

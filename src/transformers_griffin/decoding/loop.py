@@ -25,6 +25,7 @@ from .finished_rows import FinishedRows, can_drop_rows
 from .kv_cache import crop_last, forget_behind_windows, keep_path, prepare_for_tree, stop_recording
 from .outputs import GriffinGenerateOutput, OutputRecorder, wants_scores
 from .target_forward import TargetForward, check_rotary_frequencies
+from .verification import Acceptance
 
 
 @torch.no_grad()
@@ -88,7 +89,7 @@ def decode_with_draft(
             recorder.add_scores(answer.new_scores, num_kept, answer.rows)
             recorder.add_cycle(outputs, acceptance.nodes, num_kept, answer.rows, forward.lengths)
             _keep_in_cache(forward, acceptance.nodes, num_kept, tree.tokens.shape[1], answer.in_step)
-            draft_inputs = _new_pairs(answer, acceptance.nodes, node_features, num_kept)
+            draft_inputs = _new_pairs(acceptance, node_features, num_kept, answer.is_row_wise)
             # 5. Stop? The answer knows: the host decided it together with what to keep.
             del outputs, node_features
 
@@ -144,19 +145,15 @@ def _keep_in_cache(
 
 
 def _new_pairs(
-    answer: Answer, nodes: torch.Tensor, node_features: torch.Tensor, num_kept: list[int]
+    acceptance: Acceptance, node_features: torch.Tensor, num_kept: list[int], is_row_wise: bool
 ) -> dict[str, Any]:
-    """What the draft reads next: the new tokens of each row, right-aligned, with the features before them."""
+    """What the draft reads next: the tokens that each row keeps, with the features before them."""
     longest = max(num_kept)
-    path = nodes[:, :longest].to(node_features.device)
-    if answer.is_row_wise:
-        counts = torch.tensor(num_kept, device=path.device).unsqueeze(1)
-        columns = counts - torch.arange(longest, 0, -1, device=path.device)
-        path = path.gather(1, columns.clamp(min=0))
+    path = acceptance.nodes[:, :longest].to(node_features.device).unsqueeze(-1)
     return {
-        "tokens": answer.sequence[:, -longest:],
-        "features": node_features.gather(1, path.unsqueeze(-1).expand(-1, -1, node_features.shape[-1])),
-        "num_new": num_kept if answer.is_row_wise else None,
+        "tokens": acceptance.tokens[:, :longest],
+        "features": node_features.gather(1, path.expand(-1, -1, node_features.shape[-1])),
+        "num_new": num_kept if is_row_wise else None,
     }
 
 
