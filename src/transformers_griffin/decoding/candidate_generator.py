@@ -35,6 +35,7 @@ from .draft_tree import (
     stable_top_k,
 )
 from .kv_cache import crop_last, keep_path
+from .verification import Acceptance
 
 
 logger = logging.get_logger(__name__)
@@ -145,6 +146,26 @@ class GriffinCandidateGenerator(CandidateGenerator):
             self._close_gaps(num_new, features.shape[1])
         pool = self.grow(newest(predict, counts), newest(regress, counts), tokens.device)
         return build_tree(newest(tokens, counts), pool, self.num_nodes, self.depth)
+
+    def new_pairs(
+        self, acceptance: Acceptance, node_features: torch.Tensor, num_kept: list[int], is_row_wise: bool
+    ) -> dict[str, Any]:
+        """
+        What [`~GriffinCandidateGenerator.draft_tree`] reads next: the tokens that a cycle has emitted, and the
+        features before them.
+
+        Args:
+            acceptance ([`Acceptance`]): the accepted paths.
+            node_features (`torch.Tensor` of shape `(batch_size, n_nodes, hidden_size)`): of the verified tree.
+            num_kept (`list[int]`): how many of its tokens each row keeps.
+            is_row_wise (`bool`): whether each row keeps a number of its own.
+        """
+        longest = max(num_kept)
+        return {
+            "tokens": acceptance.tokens[:, :longest],
+            "features": features_of(acceptance.nodes[:, :longest], node_features),
+            "num_new": num_kept if is_row_wise else None,
+        }
 
     def _read_verified(
         self,
@@ -328,6 +349,12 @@ class GriffinCandidateGenerator(CandidateGenerator):
         on_path = tree.ancestors[torch.arange(leaf.shape[0], device=leaf.device), leaf]
         path = tree.tokens[on_path].view(leaf.shape[0], -1)[:, 1:]
         return torch.cat((input_ids, path.to(input_ids.device)), dim=1), None
+
+
+def features_of(nodes: torch.Tensor, node_features: torch.Tensor) -> torch.Tensor:
+    """`(batch_size, path, hidden_size)`: the features of some nodes, of shape `(batch_size, path)`."""
+    index = nodes.to(node_features.device).unsqueeze(-1)
+    return node_features.gather(1, index.expand(-1, -1, node_features.shape[-1]))
 
 
 def newest(values: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:

@@ -160,9 +160,41 @@ def first_nodes(tree: DraftTree, num_nodes: int) -> DraftTree:
     )
 
 
+def cache_mask(
+    sees: torch.Tensor,
+    slots: torch.Tensor,
+    prefix_length: int | torch.Tensor,
+    padding_mask: torch.Tensor | None = None,
+    gaps: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    What queries see of the slots of a key-value cache that holds a prefix and then entries of which each query sees
+    some. Arguments are those of [`tree_attention_mask`], except for:
+
+    Args:
+        sees (`torch.BoolTensor` of shape `(batch_size, n_queries, n_entries)`): who sees which entry.
+        slots (`torch.LongTensor` of shape `(n_slots,)`): the slots that are asked about.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, n_queries, n_slots)`.
+    """
+    batch_size, n_queries, n_entries = sees.shape
+    in_prefix = slots < prefix_length
+    entry = slots - prefix_length
+    is_entry = ~in_prefix & (entry < n_entries)
+    entry = entry.clamp(0, n_entries - 1).expand(batch_size, n_queries, -1)
+    if padding_mask is not None:
+        is_real = torch.nn.functional.pad(padding_mask.bool(), (0, 1))  # every slot behind the mask reads the pad
+        slots = slots.clamp(max=padding_mask.shape[1])
+        in_prefix = in_prefix & is_real.gather(1, slots.expand(batch_size, -1)).unsqueeze(1)
+    if gaps is not None:
+        in_prefix = in_prefix & (slots < prefix_length - gaps.to(slots.device)).unsqueeze(1)
+    return in_prefix | (sees.gather(2, entry) & is_entry)
+
+
 def tree_attention_mask(
     tree: DraftTree,
-    prefix_length: int,
+    prefix_length: int | torch.Tensor,
     kv_length: int,
     kv_offset: int = 0,
     sliding_window: int | None = None,
@@ -185,9 +217,9 @@ def tree_attention_mask(
         gap 2     1 1 1 1 1 0 0      1  1 1 0   0 0 0
 
     Args:
-        prefix_length (`int`): slots before the root.
+        prefix_length (`int`, or `torch.LongTensor` without dimensions): slots before the root.
         sliding_window (`int`, *optional*): a node at distance `sliding_window` or more is not seen.
-        padding_mask (`torch.Tensor` of shape `(batch_size, prefix_length)`, *optional*): zero where padded.
+        padding_mask (`torch.Tensor` of shape `(batch_size, prefix_length)` or longer, *optional*): zero where padded.
         gaps (`torch.LongTensor` of shape `(batch_size, 1)`, *optional*): slots of the prefix that a row lacks.
 
     Returns:
@@ -195,21 +227,10 @@ def tree_attention_mask(
     """
     batch_size, n_nodes = tree.tokens.shape
     slots = kv_offset + torch.arange(kv_length, device=tree.tokens.device)
-    in_prefix = slots < prefix_length
-    node_of_slot = slots - prefix_length
-    in_tree = ~in_prefix & (node_of_slot < n_nodes)
-    node_of_slot = node_of_slot.clamp(0, n_nodes - 1).expand(batch_size, -1)
-
-    sees_node = tree.ancestors.gather(2, node_of_slot.unsqueeze(1).expand(-1, n_nodes, -1)) & in_tree
-    if padding_mask is not None:
-        is_real = torch.nn.functional.pad(padding_mask.bool(), (0, 1))  # every slot behind the prefix reads the pad
-        in_prefix = in_prefix & is_real.gather(1, slots.clamp(max=prefix_length).expand(batch_size, -1)).unsqueeze(1)
-    row_length: int | torch.Tensor = prefix_length
-    if gaps is not None:
-        row_length = prefix_length - gaps.to(slots.device)
-        in_prefix = in_prefix & (slots < row_length).unsqueeze(1)
-    allowed = in_prefix | sees_node  # (batch_size, n_nodes, kv_length)
+    allowed = cache_mask(tree.ancestors, slots, prefix_length, padding_mask, gaps)  # (batch_size, n_nodes, kv_length)
     if sliding_window is not None:
+        row_length = prefix_length if gaps is None else prefix_length - gaps.to(slots.device)
+        node_of_slot = (slots - prefix_length).clamp(0, n_nodes - 1).expand(batch_size, -1)
         slot_positions = torch.where(slots < prefix_length, slots, row_length + tree.depths.gather(1, node_of_slot))
         distance = (row_length + tree.depths).unsqueeze(-1) - slot_positions.unsqueeze(1)
         allowed = allowed & (distance < sliding_window)

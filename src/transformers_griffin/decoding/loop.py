@@ -20,12 +20,12 @@ from transformers.generation.streamers import BaseStreamer
 from ..modeling_griffin import GriffinDraftModel
 from .answer import Answer
 from .candidate_generator import GriffinCandidateGenerator
+from .compiled import CompiledCandidateGenerator, CompiledTargetForward, compile_config_for
 from .choice import TokenChooser
 from .finished_rows import FinishedRows, can_drop_rows
-from .kv_cache import crop_last, forget_behind_windows, keep_path, prepare_for_tree, stop_recording
+from .kv_cache import prepare_for_tree, stop_recording
 from .outputs import GriffinGenerateOutput, OutputRecorder, wants_scores
 from .target_forward import TargetForward, check_rotary_frequencies
-from .verification import Acceptance
 
 
 @torch.no_grad()
@@ -52,10 +52,17 @@ def decode_with_draft(
         `torch.LongTensor` of shape `(batch_size, total_length)`, or [`GriffinGenerateOutput`].
     """
     batch_size = input_ids.shape[0]
-    generator = GriffinCandidateGenerator(draft, batch_size=batch_size)
     prompt_length, max_length = _lengths(input_ids, model_kwargs, generation_config)
     check_rotary_frequencies(target, prompt_length, max_length)
-    forward = TargetForward(target, generation_config, model_kwargs, max_length)
+    generator: GriffinCandidateGenerator
+    forward: TargetForward
+    compile_config = compile_config_for(target, generation_config, model_kwargs)
+    if compile_config is None:
+        generator = GriffinCandidateGenerator(draft, batch_size=batch_size)
+        forward = TargetForward(target, generation_config, model_kwargs, max_length)
+    else:
+        generator = CompiledCandidateGenerator(draft, batch_size, max_length, compile_config)
+        forward = CompiledTargetForward(target, generation_config, model_kwargs, max_length, compile_config)
     chooser = TokenChooser(logits_processor, generation_config.do_sample, wants_scores(generation_config))
     pad_token = None if generation_config._pad_token_tensor is None else int(generation_config._pad_token_tensor)
     answer = Answer(input_ids, chooser, stopping_criteria, pad_token, forward.verifies_trees, streamer)
@@ -85,11 +92,13 @@ def decode_with_draft(
             # 3. Accept
             acceptance = answer.accept(tree, outputs.logits, generator.path_length)
             num_kept = answer.append(acceptance.tokens, acceptance.lengths)
-            # 4. Keep caches
+            # 4. Keep
             recorder.add_scores(answer.new_scores, num_kept, answer.rows)
             recorder.add_cycle(outputs, acceptance.nodes, num_kept, answer.rows, forward.lengths)
-            _keep_in_cache(forward, acceptance.nodes, num_kept, tree.tokens.shape[1], answer.in_step)
-            draft_inputs = _new_pairs(acceptance, node_features, num_kept, answer.is_row_wise)
+            draft_inputs = generator.new_pairs(acceptance, node_features, num_kept, answer.is_row_wise)
+            # Rows in step keep as many entries each, those that have ended, too.
+            num_cached = [max(num_kept)] * len(num_kept) if answer.in_step else num_kept
+            forward.keep(acceptance.nodes, num_cached, tree.tokens.shape[1])
             # 5. Stop? The answer knows: the host decided it together with what to keep.
             del outputs, node_features
 
@@ -128,32 +137,6 @@ def _drop_ended_rows(
     return {
         name: [value[i] for i in staying] if isinstance(value, list) else None if value is None else value[staying]
         for name, value in draft_inputs.items()
-    }
-
-
-def _keep_in_cache(
-    forward: TargetForward, nodes: torch.Tensor, num_kept: list[int], num_nodes: int, in_step: bool
-) -> None:
-    """The accepted path of each row instead of its tree; rows in step keep as many entries each."""
-    gaps = forward.gaps
-    growth = forward.lengthen([max(num_kept)] * len(num_kept) if in_step else num_kept)
-    if forward.verifies_trees:
-        keep_path(forward.cache, nodes, growth, num_nodes, gaps)
-        forget_behind_windows(forward.cache, min(forward.lengths))
-    else:
-        crop_last(forward.cache, num_nodes - growth)
-
-
-def _new_pairs(
-    acceptance: Acceptance, node_features: torch.Tensor, num_kept: list[int], is_row_wise: bool
-) -> dict[str, Any]:
-    """What the draft reads next: the tokens that each row keeps, with the features before them."""
-    longest = max(num_kept)
-    path = acceptance.nodes[:, :longest].to(node_features.device).unsqueeze(-1)
-    return {
-        "tokens": acceptance.tokens[:, :longest],
-        "features": node_features.gather(1, path.expand(-1, -1, node_features.shape[-1])),
-        "num_new": num_kept if is_row_wise else None,
     }
 
 

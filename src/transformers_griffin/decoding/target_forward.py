@@ -24,7 +24,7 @@ from .candidate_generator import TREE_ATTENTION
 from .draft_tree import DraftTree, as_attention_mask, first_nodes, tree_attention_mask
 from .kernels.attention_function import TREE_IMPLEMENTATION, serves_trees_of, verifying_trees
 from .kernels.packed_mask import pack_tree_mask
-from .kv_cache import can_branch, can_roll_back, crop_last, keep_path
+from .kv_cache import can_branch, can_roll_back, crop_last, forget_behind_windows, keep_path
 
 
 logger = logging.get_logger(__name__)
@@ -139,16 +139,28 @@ class TargetForward:
         """
         return tree if self.verifies_trees else first_nodes(tree, self.num_readable - self.cache_length)
 
-    def lengthen(self, num_kept: list[int]) -> int:
+    def keep(self, nodes: torch.Tensor, num_kept: list[int], num_nodes: int) -> None:
         """
-        Counts what each row keeps of the nodes it verified; the cache is left to others.
+        Keeps the accepted path of each row instead of its tree.
 
-        Returns:
-            by how many slots the longest row grows.
+        Args:
+            nodes (`torch.LongTensor` of shape `(batch_size, path)`): node indices from the root on.
+            num_kept (`list[int]`): how many of them each row keeps.
+            num_nodes (`int`): nodes that were verified, root included.
+
+        Effects: the cache keeps the paths and forgets the other nodes.
         """
-        before = self.cache_length
-        self._set_lengths([length + kept for length, kept in zip(self.lengths, num_kept, strict=True)])
-        return self.cache_length - before
+        lengths = [length + kept for length, kept in zip(self.lengths, num_kept, strict=True)]
+        self._keep_in_cache(nodes, max(lengths) - self.cache_length, num_nodes)
+        self._set_lengths(lengths)
+        forget_behind_windows(self.cache, min(lengths))
+
+    def _keep_in_cache(self, nodes: torch.Tensor, growth: int, num_nodes: int) -> None:
+        """As [`~TargetForward.keep`]; the longest row grows by `growth` slots."""
+        if self.verifies_trees:
+            keep_path(self.cache, nodes, growth, num_nodes, self.gaps)
+        else:
+            crop_last(self.cache, num_nodes - growth)
 
     def keep_rows(self, rows: list[int]) -> None:
         """
@@ -187,7 +199,7 @@ class TargetForward:
         if self.gaps is not None:
             root = torch.zeros_like(tokens)
             sees_itself = torch.ones_like(tokens, dtype=torch.bool).unsqueeze(1)
-            self.verify(DraftTree(tokens, root, root, sees_itself, root.float()), tokens)
+            TargetForward.verify(self, DraftTree(tokens, root, root, sees_itself, root.float()), tokens)
             keep_path(self.cache, root, 0, 1, self.gaps)
 
     def _set_lengths(self, lengths: list[int]) -> None:
@@ -205,21 +217,35 @@ class TargetForward:
         }
         if self.position_of_slot is not None:
             # Nodes behind the longest answer matter to nobody, but a table of learned positions ends somewhere.
-            row_length = self.cache_length if self.gaps is None else self.cache_length - self.gaps
-            slots = (tree.depths + row_length).clamp(max=self.num_readable - 1)
+            row_length = self._prefix_length if self.gaps is None else self._prefix_length - self.gaps
+            slots = (tree.depths + row_length).clamp(max=self._last_slot)
             model_inputs["position_ids"] = slots + self.position_of_slot
         return model_inputs
+
+    # Numbers that masks and positions are made of; compiled code reads tensors in their place.
+
+    @property
+    def _prefix_length(self) -> Any:
+        return self.cache_length
+
+    @property
+    def _last_slot(self) -> Any:
+        return self.num_readable - 1
+
+    def _mask_sizes(self, num_nodes: int, layer_idx: int) -> tuple[int, int]:
+        """Slots that a layer's attention reads when `num_nodes` more are written, and the first of them."""
+        return self.cache.get_mask_sizes(num_nodes, layer_idx)
 
     def _tree_masks(self, tree: DraftTree) -> Any:
         """One mask, or one for each kind of layer where the model has several."""
         masks: dict[str, Any] = {}
         for kind, (layer_idx, sliding_window) in attention_kinds(self.text_config).items():
-            kv_length, kv_offset = self.cache.get_mask_sizes(tree.tokens.shape[1], layer_idx)
+            kv_length, kv_offset = self._mask_sizes(tree.tokens.shape[1], layer_idx)
             if self.packs_masks:
                 masks[kind] = self._packed_mask(tree, sliding_window, kv_offset)
                 continue
             allowed = tree_attention_mask(
-                tree, self.cache_length, kv_length, kv_offset, sliding_window, self._padding_mask(), self.gaps
+                tree, self._prefix_length, kv_length, kv_offset, sliding_window, self._padding_mask(), self.gaps
             )
             masks[kind] = as_attention_mask(allowed, attn_implementation(self.text_config), self.target.dtype)
         return masks if len(masks) > 1 else masks.popitem()[1]

@@ -36,7 +36,7 @@ PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "verify": ((TargetForward, "verify"),),
     "accept": ((loop.Answer, "accept"),),
     "read": ((loop.Answer, "append"),),  # the host waits for the device here
-    "compact": ((loop, "keep_path"), (loop, "crop_last")),
+    "compact": ((TargetForward, "keep"),),
 }
 
 

@@ -44,10 +44,10 @@ def enable(on: bool = True) -> None:
 def available(device: torch.device) -> bool:
     """
     Whether the kernels run on a device: they are enabled, Triton is installed and the device is a GPU that PyTorch
-    calls "cuda", which includes ROCm. Elsewhere the PyTorch references run; if Triton alone is missing, a warning says
-    so once.
+    calls "cuda", which includes ROCm. Elsewhere, and in compiled code, the PyTorch references run; if Triton alone is
+    missing, a warning says so once.
     """
-    return device.type == "cuda" and _is_enabled() and _has_triton()
+    return device.type == "cuda" and not torch.compiler.is_compiling() and _is_enabled() and _has_triton()
 
 
 def _is_enabled() -> bool:

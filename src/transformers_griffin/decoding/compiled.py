@@ -1,0 +1,253 @@
+"""
+The cycle in fixed shapes, for `torch.compile`: with a static cache nothing that the device computes ever changes shape.
+
+    drafting       a whole path of new pairs is read, whatever was accepted; how many of them count is a tensor
+    verification   masks and positions are made of tensors that say how long the rows are
+    compaction     whole paths move, whatever was accepted
+
+All that differs from cycle to cycle lies in tensors that are changed in place, so one compilation serves all cycles,
+all answers and, since the lengths of the caches are left open, all prompts. The prompt itself is read as it is without
+compilation, by target and draft.
+
+Whether to compile is transformers' decision (`cache_implementation="static"`, `disable_compile`, `compile_config`).
+
+Next: `loop.py`.
+"""
+
+import threading
+from typing import Any
+
+import torch
+from transformers import CompileConfig, GenerationConfig, PreTrainedModel
+from transformers.cache_utils import Cache, StaticLayer
+
+from ..modeling_griffin import GriffinDraftModel
+from .candidate_generator import GriffinCandidateGenerator, features_of, newest
+from .draft_tree import DraftTree, as_attention_mask, build_tree, cache_mask
+from .kv_cache import STATIC_LAYERS, crop_last, keep_path
+from .target_forward import TargetForward, why_no_tree
+from .verification import Acceptance
+
+
+# Capacities of caches are multiples of this: graphs that were captured for one length serve many prompts.
+CAPACITY_STEP = 128
+
+# Compiling records the hooks that are installed: those of one thread only.
+_one_forward_of_all_threads = threading.Lock()
+
+
+def round_capacity(num_slots: int) -> int:
+    """The next multiple of `CAPACITY_STEP`."""
+    return -(-num_slots // CAPACITY_STEP) * CAPACITY_STEP
+
+
+def compile_config_for(
+    target: PreTrainedModel, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
+) -> CompileConfig | None:
+    """How to compile the cycle, or None where plain decoding would not be compiled or no tree can be verified."""
+    model: Any = target  # called for methods of GenerationMixin
+    if not model._valid_auto_compile_criteria(model_kwargs, generation_config):
+        return None
+    if why_no_tree(target, model_kwargs["past_key_values"]):
+        return None
+    config: CompileConfig = generation_config.compile_config or model._default_compile_config()
+    return config
+
+
+class CompiledCandidateGenerator(GriffinCandidateGenerator):
+    """
+    Drafts in fixed shapes. The first round, which reads the prompt, runs as in the parent class.
+
+    Args:
+        draft ([`GriffinDraftModel`]): bound to the target.
+        batch_size (`int`): rows that share a forward of the target.
+        max_length (`int`): tokens of the longest sequence that may be generated, prompt included.
+        compile_config ([`~transformers.CompileConfig`]): passed on to `torch.compile`.
+    """
+
+    def __init__(self, draft: GriffinDraftModel, batch_size: int, max_length: int, compile_config: CompileConfig):
+        super().__init__(draft, batch_size=batch_size)
+        self.capacity = round_capacity(max_length + self.path_length + self.depth * self.top_k)
+        self.ends = torch.zeros(batch_size, 1, dtype=torch.long, device=draft.device)  # pairs of each row
+        self._compiled_round = torch.compile(CompiledCandidateGenerator._round, **compile_config.to_dict())
+
+    def draft_tree(
+        self,
+        tokens: torch.Tensor,
+        features: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        token_embeds: torch.Tensor | None = None,
+        num_new: list[int] | None = None,
+    ) -> DraftTree:
+        """As in the parent class; all rounds but the first read `path_length` pairs and are told `num_new`."""
+        if num_new is None:
+            tree = super().draft_tree(tokens, features, padding_mask, token_embeds)
+            self._fix_shapes(tokens.shape[0])
+            return tree
+        device = self.draft.device
+        counts = torch.tensor(num_new, device=device).unsqueeze(1)
+        tree = self._compiled_round(self, tokens.to(device), features.to(device), counts)
+        # A captured graph writes its results to the same place each time.
+        return DraftTree(*(part.to(tokens.device, copy=True) for part in vars(tree).values()))
+
+    def new_pairs(
+        self, acceptance: Acceptance, node_features: torch.Tensor, num_kept: list[int], is_row_wise: bool
+    ) -> dict[str, Any]:
+        """The whole paths; `num_new` says which part of them counts."""
+        return {
+            "tokens": acceptance.tokens,
+            "features": features_of(acceptance.nodes, node_features),
+            "num_new": num_kept if is_row_wise else [max(num_kept)] * len(num_kept),
+        }
+
+    def _fix_shapes(self, batch_size: int) -> None:
+        """Moves what the first round has left into a static cache and tensors of fixed shape."""
+        length = self.cache.get_seq_length()
+        self.cache, pairs = Cache(layers=[StaticLayer(self.capacity) for _ in self.cache.layers]), self.cache
+        for idx, layer in enumerate(pairs.layers):
+            self.cache.update(layer.keys, layer.values, idx)
+        leave_lengths_open(self.cache)
+        self.ends.fill_(length)
+        self.next_position = self.next_position.expand(batch_size, -1).contiguous()
+        for changing in (self.ends, self.next_position):
+            torch._dynamo.mark_static_address(changing)
+        if self.padding_mask is not None:
+            self.padding_mask = torch.nn.functional.pad(self.padding_mask, (0, self.capacity - length), value=1)
+            torch._dynamo.maybe_mark_dynamic(self.padding_mask, 1)
+
+    def _round(self, tokens: torch.Tensor, features: torch.Tensor, counts: torch.Tensor) -> DraftTree:
+        """
+        Reads new pairs and drafts a tree under the last one that counts.
+
+        Args:
+            tokens (`torch.LongTensor` of shape `(batch_size, path_length)`): emitted by the last cycle.
+            features (`torch.Tensor` of shape `(batch_size, path_length, hidden_size)`): before them.
+            counts (`torch.LongTensor` of shape `(batch_size, 1)`): how many of them count.
+        """
+        batch_size, num_read = tokens.shape
+        width, steps = self._num_verified(), torch.arange(num_read, device=tokens.device)
+        causal = (steps <= steps.unsqueeze(1)).expand(batch_size, -1, -1)
+        output = self.draft(
+            inputs_embeds=self.draft.embed_tokens(tokens),
+            features=features.to(self.draft.dtype),
+            position_ids=self.next_position + steps,
+            attention_mask=self._level_mask(causal, width),
+            past_key_values=self.cache,
+        )
+        ends = self.ends + counts
+        growth = ends.amax() - width
+        if batch_size > 1:
+            keep_path(self.cache, steps.expand(batch_size, -1), growth, num_read, width - self.ends)
+        else:
+            crop_last(self.cache, num_read - growth)
+        self.ends.copy_(ends)
+        self.next_position.add_(counts)
+        pool = self.grow(newest(output.predict, counts), newest(output.regress, counts), tokens.device)
+        return build_tree(newest(tokens, counts), pool, self.num_nodes, self.depth)
+
+    def _num_verified(self) -> Any:
+        # A copy: the layer counts on while levels are read.
+        return self.ends.amax() if isinstance(self.cache.layers[0], StaticLayer) else super()._num_verified()
+
+    def _level_mask(self, sees_levels: torch.Tensor, num_verified: Any) -> Any:
+        if not isinstance(num_verified, torch.Tensor):
+            return super()._level_mask(sees_levels, num_verified)
+        slots = torch.arange(self.cache.layers[0].keys.shape[2], device=sees_levels.device)
+        allowed = cache_mask(sees_levels, slots, num_verified, self.padding_mask, num_verified - self.ends)
+        return as_attention_mask(allowed.unsqueeze(1), self.draft.config._attn_implementation, self.draft.dtype)
+
+
+class CompiledTargetForward(TargetForward):
+    """
+    Verifies and compacts in fixed shapes. The prompt is read as in the parent class.
+
+    Args:
+        target, generation_config, model_kwargs, max_length: as for the parent class.
+        compile_config ([`~transformers.CompileConfig`]): passed on to `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        max_length: int,
+        compile_config: CompileConfig,
+    ):
+        super().__init__(target, generation_config, model_kwargs, max_length)
+        self.padding_mask: torch.Tensor | None = None  # (batch_size, slots of the cache)
+        self.packs_masks = False
+        options = compile_config.to_dict()
+        self._compiled_forward = torch.compile(CompiledTargetForward._forward_tree, **options)
+        self._compiled_keep = torch.compile(CompiledTargetForward._keep_path, **options)
+
+    def prefill(self, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """As in the parent class; from here on lengths are tensors, too."""
+        outputs, features = super().prefill(input_ids)
+        leave_lengths_open(self.cache)
+        self.num_slots = torch.full((), self.cache_length, device=self.device)
+        self.growth = torch.zeros_like(self.num_slots)
+        self.last_slot = torch.full_like(self.num_slots, self.num_readable - 1)
+        torch._dynamo.mark_static_address(self.num_slots)
+        if len(self.lengths) > 1:
+            self.gaps = torch.zeros(len(self.lengths), 1, dtype=torch.long, device=self.device)
+        mask = self.model_kwargs.get("attention_mask")
+        if mask is not None:
+            capacity = max(layer.max_cache_len for layer in static_layers(self.cache))
+            self.padding_mask = torch.nn.functional.pad(mask, (0, capacity - mask.shape[1]), value=1)
+            torch._dynamo.maybe_mark_dynamic(self.padding_mask, 1)
+        return outputs, features
+
+    def verify(self, tree: DraftTree, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """As in the parent class."""
+        with _one_forward_of_all_threads, self._tapped_features():
+            outputs, features = self._compiled_forward(self, tree)
+        return outputs, features
+
+    def _forward_tree(self, tree: DraftTree) -> tuple[Any, torch.Tensor]:
+        self.features.clear()  # first, so that the compiler knows the list which the tap fills
+        outputs = self.target(**self._tree_inputs(tree), return_dict=True)
+        return outputs, self.features.pop()
+
+    def _keep_in_cache(self, nodes: torch.Tensor, growth: int, num_nodes: int) -> None:
+        self.growth.fill_(growth)
+        self._compiled_keep(self, nodes, num_nodes)
+
+    def _keep_path(self, nodes: torch.Tensor, num_nodes: int) -> None:
+        keep_path(self.cache, nodes, self.growth, num_nodes, self.gaps)
+        self.num_slots.add_(self.growth)
+
+    def _set_lengths(self, lengths: list[int]) -> None:
+        self.lengths, self.cache_length = lengths, max(lengths)
+        if self.gaps is not None:
+            self.gaps.copy_(torch.tensor([[self.cache_length - length] for length in lengths]))
+
+    @property
+    def _prefix_length(self) -> torch.Tensor:
+        return self.num_slots
+
+    @property
+    def _last_slot(self) -> torch.Tensor:
+        return self.last_slot
+
+    def _mask_sizes(self, num_nodes: int, layer_idx: int) -> tuple[int, int]:
+        layer: Any = self.cache.layers[layer_idx]
+        return layer.keys.shape[2], 0
+
+    def _padding_mask(self, num_more: int = 0) -> torch.Tensor | None:
+        return self.padding_mask
+
+
+def static_layers(cache: Cache) -> list[StaticLayer]:
+    """The layers of a cache that hold entries in tensors of fixed shape."""
+    return [layer for layer in cache.layers if type(layer) in STATIC_LAYERS and layer.is_initialized]
+
+
+def leave_lengths_open(cache: Cache) -> None:
+    """Tells the compiler that another cache may be longer."""
+    for layer in static_layers(cache):
+        for entries in (layer.keys, layer.values):
+            torch._dynamo.maybe_mark_dynamic(entries, 2)
+
+
+__all__ = ["CompiledCandidateGenerator", "CompiledTargetForward", "compile_config_for", "round_capacity"]
