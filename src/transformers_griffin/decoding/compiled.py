@@ -36,11 +36,6 @@ CAPACITY_STEP = 128
 _one_forward_of_all_threads = threading.Lock()
 
 
-def round_capacity(num_slots: int) -> int:
-    """The next multiple of `CAPACITY_STEP`."""
-    return -(-num_slots // CAPACITY_STEP) * CAPACITY_STEP
-
-
 def compile_config_for(
     target: PreTrainedModel, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
 ) -> CompileConfig | None:
@@ -67,7 +62,8 @@ class CompiledCandidateGenerator(GriffinCandidateGenerator):
 
     def __init__(self, draft: GriffinDraftModel, batch_size: int, max_length: int, compile_config: CompileConfig):
         super().__init__(draft, batch_size=batch_size)
-        self.capacity = round_capacity(max_length + self.path_length + self.depth * self.top_k)
+        capacity = max_length + self.path_length + self.depth * self.top_k
+        self.capacity = capacity + -capacity % CAPACITY_STEP
         self.ends = torch.zeros(batch_size, 1, dtype=torch.long, device=draft.device)  # pairs of each row
         self._compiled_round = torch.compile(CompiledCandidateGenerator._round, **compile_config.to_dict())
 
@@ -250,4 +246,4 @@ def leave_lengths_open(cache: Cache) -> None:
             torch._dynamo.maybe_mark_dynamic(entries, 2)
 
 
-__all__ = ["CompiledCandidateGenerator", "CompiledTargetForward", "compile_config_for", "round_capacity"]
+__all__ = ["CAPACITY_STEP", "CompiledCandidateGenerator", "CompiledTargetForward", "compile_config_for"]

@@ -110,7 +110,9 @@ def can_roll_back(cache: Cache) -> bool:
     return not (cache.offloading or is_quantized) and cache.is_croppable
 
 
-def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int, is_ragged: bool = False) -> None:
+def prepare_for_tree(
+    cache: Cache, num_nodes: int, max_length: int, is_ragged: bool = False, capacity_step: int = 1
+) -> None:
     """
     Makes room for a tree behind the longest sequence, and makes sliding-window layers able to forget it.
 
@@ -118,9 +120,11 @@ def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int, is_ragged: b
         num_nodes (`int`): nodes of a tree, root included.
         max_length (`int`): tokens of the longest sequence that will be generated, prompt included.
         is_ragged (`bool`): the rows will have different lengths.
+        capacity_step (`int`): capacities of new static layers are multiples of this.
 
     Effects:
-        Empty static layers grow by the tree; static sliding-window layers are replaced by [`StaticFullSlidingLayer`];
+        Empty static layers get room for what will be generated and a tree; those of a user's own cache keep theirs if
+        it is enough, those of `generate()`, which last as long as the longest answer so far, do not; static sliding-window layers are replaced by [`StaticFullSlidingLayer`];
         dynamic sliding-window layers keep past entries until they are cropped, or, for rows of different lengths, are
         replaced by [`RaggedSlidingLayer`].
 
@@ -128,6 +132,8 @@ def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int, is_ragged: b
         ValueError: if a static cache that already holds tokens is too small for a tree behind `max_length`.
     """
     needed = max_length + num_nodes - 1
+    needed += -needed % capacity_step
+    is_users = getattr(cache, "_is_user_defined", False)
     for idx, layer in enumerate(_layers(cache)):
         if type(layer) is StaticSlidingWindowLayer:
             if layer.get_seq_length() > 0:
@@ -136,7 +142,7 @@ def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int, is_ragged: b
                     "empty StaticCache, or a DynamicCache."
                 )
             cache.layers[idx] = StaticFullSlidingLayer(max_cache_len=needed)
-        elif type(layer) in STATIC_LAYERS and layer.max_cache_len < needed:
+        elif type(layer) in STATIC_LAYERS and (layer.max_cache_len < needed or not (is_users or layer.is_initialized)):
             if layer.get_seq_length() > 0:
                 raise ValueError(
                     f"The static cache holds {layer.max_cache_len} tokens, but {max_length} tokens and a tree of "

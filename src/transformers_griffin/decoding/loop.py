@@ -20,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from ..modeling_griffin import GriffinDraftModel
 from .answer import Answer
 from .candidate_generator import GriffinCandidateGenerator
-from .compiled import CompiledCandidateGenerator, CompiledTargetForward, compile_config_for
+from .compiled import CAPACITY_STEP, CompiledCandidateGenerator, CompiledTargetForward, compile_config_for
 from .choice import TokenChooser
 from .finished_rows import FinishedRows, can_drop_rows
 from .kv_cache import prepare_for_tree, stop_recording
@@ -68,7 +68,8 @@ def decode_with_draft(
     answer = Answer(input_ids, chooser, stopping_criteria, pad_token, forward.verifies_trees, streamer)
     recorder = OutputRecorder(generation_config, forward.cache, batch_size)
     if forward.verifies_trees:
-        prepare_for_tree(forward.cache, generator.num_nodes, max_length, is_ragged=not answer.in_step)
+        step = 1 if compile_config is None else CAPACITY_STEP
+        prepare_for_tree(forward.cache, generator.num_nodes, max_length, not answer.in_step, step)
     else:
         generator.make_chain()
 
