@@ -60,7 +60,8 @@ class NoisyOracleDraft(GriffinDraftModel):
             input_ids=input_ids, features=features, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
         )
         if input_ids is None:  # verified pairs come as embeddings, and their tokens are the answer's
-            self.verified.append((position_ids, inputs_embeds, features))
+            if not torch.compiler.is_compiling():
+                self.verified.append((position_ids, inputs_embeds, features))
             input_ids = self._known(position_ids + 1)
         # What `compute_logits` needs to know travels in the first two channels.
         output.predict = torch.zeros_like(output.predict)

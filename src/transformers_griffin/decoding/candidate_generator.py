@@ -137,6 +137,16 @@ class GriffinCandidateGenerator(CandidateGenerator):
 
         Effects: the draft's cache grows by the new pairs, as many as the longest row has.
         """
+        return self._draft(tokens, features, padding_mask, token_embeds, num_new)
+
+    def _draft(
+        self,
+        tokens: torch.Tensor,
+        features: torch.Tensor,
+        padding_mask: torch.Tensor | None,
+        token_embeds: torch.Tensor | None,
+        num_new: list[int] | None,
+    ) -> DraftTree:
         counts = None
         if num_new is not None:
             counts = torch.tensor(num_new, device=self.draft.device).unsqueeze(1)

@@ -1,5 +1,5 @@
 """
-The cycle in fixed shapes, for `torch.compile`: with a static cache nothing that the device computes ever changes shape.
+The cycle in fixed shapes, for `torch.compile`: with a static cache nothing that is computed ever changes shape.
 
     drafting       a whole path of new pairs is read, whatever was accepted; how many of them count is a tensor
     verification   masks and positions are made of tensors that say how long the rows are
@@ -67,17 +67,16 @@ class CompiledCandidateGenerator(GriffinCandidateGenerator):
         self.ends = torch.zeros(batch_size, 1, dtype=torch.long, device=draft.device)  # pairs of each row
         self._compiled_round = torch.compile(CompiledCandidateGenerator._round, **compile_config.to_dict())
 
-    def draft_tree(
+    def _draft(
         self,
         tokens: torch.Tensor,
         features: torch.Tensor,
-        padding_mask: torch.Tensor | None = None,
-        token_embeds: torch.Tensor | None = None,
-        num_new: list[int] | None = None,
+        padding_mask: torch.Tensor | None,
+        token_embeds: torch.Tensor | None,
+        num_new: list[int] | None,
     ) -> DraftTree:
-        """As in the parent class; all rounds but the first read `path_length` pairs and are told `num_new`."""
-        if num_new is None:
-            tree = super().draft_tree(tokens, features, padding_mask, token_embeds)
+        if num_new is None:  # the prompt
+            tree = super()._draft(tokens, features, padding_mask, token_embeds, num_new)
             self._fix_shapes(tokens.shape[0])
             return tree
         device = self.draft.device
@@ -99,8 +98,9 @@ class CompiledCandidateGenerator(GriffinCandidateGenerator):
     def _fix_shapes(self, batch_size: int) -> None:
         """Moves what the first round has left into a static cache and tensors of fixed shape."""
         length = self.cache.get_seq_length()
-        self.cache, pairs = Cache(layers=[StaticLayer(self.capacity) for _ in self.cache.layers]), self.cache
-        for idx, layer in enumerate(pairs.layers):
+        pairs: list[Any] = self.cache.layers
+        self.cache = Cache(layers=[StaticLayer(self.capacity) for _ in pairs])
+        for idx, layer in enumerate(pairs):
             self.cache.update(layer.keys, layer.values, idx)
         leave_lengths_open(self.cache)
         self.ends.fill_(length)
@@ -148,7 +148,7 @@ class CompiledCandidateGenerator(GriffinCandidateGenerator):
     def _level_mask(self, sees_levels: torch.Tensor, num_verified: Any) -> Any:
         if not isinstance(num_verified, torch.Tensor):
             return super()._level_mask(sees_levels, num_verified)
-        slots = torch.arange(self.cache.layers[0].keys.shape[2], device=sees_levels.device)
+        slots = torch.arange(num_slots(self.cache, 0), device=sees_levels.device)
         allowed = cache_mask(sees_levels, slots, num_verified, self.padding_mask, num_verified - self.ends)
         return as_attention_mask(allowed.unsqueeze(1), self.draft.config._attn_implementation, self.draft.dtype)
 
@@ -194,8 +194,7 @@ class CompiledTargetForward(TargetForward):
             torch._dynamo.maybe_mark_dynamic(self.padding_mask, 1)
         return outputs, features
 
-    def verify(self, tree: DraftTree, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """As in the parent class."""
+    def _verify(self, tree: DraftTree, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
         with _one_forward_of_all_threads, self._tapped_features():
             outputs, features = self._compiled_forward(self, tree)
         return outputs, features
@@ -227,8 +226,7 @@ class CompiledTargetForward(TargetForward):
         return self.last_slot
 
     def _mask_sizes(self, num_nodes: int, layer_idx: int) -> tuple[int, int]:
-        layer: Any = self.cache.layers[layer_idx]
-        return layer.keys.shape[2], 0
+        return num_slots(self.cache, layer_idx), 0
 
     def _padding_mask(self, num_more: int = 0) -> torch.Tensor | None:
         return self.padding_mask
@@ -236,7 +234,15 @@ class CompiledTargetForward(TargetForward):
 
 def static_layers(cache: Cache) -> list[StaticLayer]:
     """The layers of a cache that hold entries in tensors of fixed shape."""
-    return [layer for layer in cache.layers if type(layer) in STATIC_LAYERS and layer.is_initialized]
+    layers: list[Any] = cache.layers
+    return [layer for layer in layers if type(layer) in STATIC_LAYERS and layer.is_initialized]
+
+
+def num_slots(cache: Cache, layer_idx: int) -> int:
+    """Room in a layer: the size of its tensors, which the compiler has left open."""
+    layer: Any = cache.layers[layer_idx]
+    size: int = layer.keys.shape[2]
+    return size
 
 
 def leave_lengths_open(cache: Cache) -> None:

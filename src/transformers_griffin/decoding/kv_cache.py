@@ -124,9 +124,9 @@ def prepare_for_tree(
 
     Effects:
         Empty static layers get room for what will be generated and a tree; those of a user's own cache keep theirs if
-        it is enough, those of `generate()`, which last as long as the longest answer so far, do not; static sliding-window layers are replaced by [`StaticFullSlidingLayer`];
-        dynamic sliding-window layers keep past entries until they are cropped, or, for rows of different lengths, are
-        replaced by [`RaggedSlidingLayer`].
+        it is enough, those of `generate()`, which last as long as the longest answer so far, do not. Static
+        sliding-window layers are replaced by [`StaticFullSlidingLayer`]. Dynamic sliding-window layers keep past
+        entries until they are cropped, or, for rows of different lengths, are replaced by [`RaggedSlidingLayer`].
 
     Raises:
         ValueError: if a static cache that already holds tokens is too small for a tree behind `max_length`.
@@ -155,9 +155,10 @@ def prepare_for_tree(
     cache.activate_past_recording()
 
 
-def crop_last(cache: Cache, num_tokens: int) -> None:
+def crop_last(cache: Cache, num_tokens: int | torch.Tensor) -> None:
     """
     Forgets the newest `num_tokens` entries of every layer; 0 still lets sliding layers drop what they no longer need.
+    A tensor is read on the device, which static layers alone can do.
 
     Effects: cuts every layer of `cache` in place.
     """
@@ -189,14 +190,15 @@ def forget_behind_windows(cache: Cache, shortest: int) -> None:
 
 
 def keep_path(
-    cache: Cache, path: torch.Tensor, num_kept: int, num_nodes: int, gaps: torch.Tensor | None = None
+    cache: Cache, path: torch.Tensor, num_kept: int | torch.Tensor, num_nodes: int, gaps: torch.Tensor | None = None
 ) -> None:
     """
     Keeps `num_kept` nodes of a verified tree, whose entries are the newest `num_nodes` of every layer.
 
     Args:
         path (`torch.LongTensor` of shape `(batch_size, path)`): node indices from the root on; `path <= num_nodes`.
-        num_kept (`int`): how many of them stay; with gaps, by how many entries the longest row grows.
+        num_kept (`int`, or `torch.LongTensor` without dimensions for static layers):
+            How many of them stay; with gaps, by how many entries the longest row grows.
         num_nodes (`int`): nodes of the tree, root included.
         gaps (`torch.LongTensor` of shape `(batch_size, 1)`, *optional*):
             Slots between the end of each row and the tree, where the row's path goes.

@@ -20,8 +20,8 @@ from transformers.generation.streamers import BaseStreamer
 from ..modeling_griffin import GriffinDraftModel
 from .answer import Answer
 from .candidate_generator import GriffinCandidateGenerator
-from .compiled import CAPACITY_STEP, CompiledCandidateGenerator, CompiledTargetForward, compile_config_for
 from .choice import TokenChooser
+from .compiled import CAPACITY_STEP, CompiledCandidateGenerator, CompiledTargetForward, compile_config_for
 from .finished_rows import FinishedRows, can_drop_rows
 from .kv_cache import prepare_for_tree, stop_recording
 from .outputs import GriffinGenerateOutput, OutputRecorder, wants_scores

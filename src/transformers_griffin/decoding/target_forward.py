@@ -127,6 +127,9 @@ class TargetForward:
 
         Effects: the cache grows by `n_nodes` entries.
         """
+        return self._verify(tree, input_ids)
+
+    def _verify(self, tree: DraftTree, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
         model_inputs = self._tree_inputs(tree) if self.verifies_trees else self._chain_inputs(tree, input_ids)
         with self._tapped_features():
             outputs = self.target(**model_inputs, return_dict=True)
@@ -199,7 +202,7 @@ class TargetForward:
         if self.gaps is not None:
             root = torch.zeros_like(tokens)
             sees_itself = torch.ones_like(tokens, dtype=torch.bool).unsqueeze(1)
-            TargetForward.verify(self, DraftTree(tokens, root, root, sees_itself, root.float()), tokens)
+            TargetForward._verify(self, DraftTree(tokens, root, root, sees_itself, root.float()), tokens)
             keep_path(self.cache, root, 0, 1, self.gaps)
 
     def _set_lengths(self, lengths: list[int]) -> None:

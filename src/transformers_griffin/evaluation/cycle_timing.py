@@ -13,7 +13,7 @@ Next: `answers.py`.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -104,12 +104,13 @@ class Recording:
 
 
 @contextmanager
-def record_parts(device: torch.device) -> Iterator[Recording]:
+def record_parts(device: torch.device, parts: Iterable[str] = tuple(PARTS)) -> Iterator[Recording]:
     """
     Records every part of every cycle of all `generate()` calls inside.
 
     Args:
         device (`torch.device`): of the target.
+        parts (`Iterable[str]`, defaults to all): what to record. Compiled code is compiled again if parts of it are.
 
     Effects: the parts of decoding are wrapped until the end.
 
@@ -122,18 +123,20 @@ def record_parts(device: torch.device) -> Iterator[Recording]:
     ```
     """
     recording = Recording(device)
-    with around_parts(recording.span):
+    with around_parts(recording.span, parts):
         yield recording
 
 
 @contextmanager
-def around_parts(enter: Callable[[str], AbstractContextManager[Any]]) -> Iterator[None]:
+def around_parts(
+    enter: Callable[[str], AbstractContextManager[Any]], parts: Iterable[str] = tuple(PARTS)
+) -> Iterator[None]:
     """
-    While open, every call of a part runs inside `enter(part)`.
+    While open, every call of one of the parts runs inside `enter(part)`.
 
     Effects: methods and functions are replaced, for all threads, and put back at the end.
     """
-    originals = [(part, owner, name, getattr(owner, name)) for part, names in PARTS.items() for owner, name in names]
+    originals = [(part, owner, name, getattr(owner, name)) for part in parts for owner, name in PARTS[part]]
     try:
         for part, owner, name, original in originals:
             setattr(owner, name, _inside(original, enter, part))
