@@ -122,6 +122,22 @@ def test_the_static_cache_is_made_once_and_is_empty_for_every_answer(loaded):
     assert compiled.generate_kwargs(2, 70)["past_key_values"] is not cache
 
 
+def test_a_draft_runs_a_second_time_with_a_compiled_cycle(loaded, monkeypatch):
+    """Compilation itself is tested elsewhere: here it is asked for, and the answers and their cycles are the same."""
+    target, tokenizer, draft = loaded
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(function.__name__) or function)
+    settings = {"methods": [], "prompts": PROMPTS, "max_new_tokens": 8}
+    rows = rows_of(tg.benchmark(target, tokenizer, {"mine": draft}, compiles_drafts=True, **settings))
+    assert {"_round", "_forward_tree", "_keep_path"} == set(asked)
+    eager, compiled = (rows["float32 T=0", name] for name in ("mine", "mine_compiled"))
+    assert compiled.num_identical == eager.num_identical == 4
+    assert compiled.tau == eager.tau
+    assert compiled.draft_share is not None
+    with pytest.raises(ValueError, match="A draft is called 'mine_compiled', which is another method's name"):
+        make_decoders(target, [], drafts={"mine": draft, "mine_compiled": draft}, compiles_drafts=True)
+
+
 @pytest.mark.slow
 def test_plain_compiled_runs_compiled_on_a_cpu_and_gives_the_same_answers(loaded):
     target, tokenizer, _ = loaded

@@ -50,6 +50,12 @@ def add_to(subparsers: Any) -> None:
         default=[],
         help="drafts for the target, named for the table; TREE is nodes/depth/width, the draft's own by default",
     )
+    parser.add_argument(
+        "--compile-drafts",
+        action="store_true",
+        help="measure every draft a second time, as NAME_compiled: static cache and compiled cycle, which takes a "
+        "minute or more to compile",
+    )
     parser.add_argument("--assistant", metavar="DIR_OR_REPO", help="a small independent model: speculative sampling")
     parser.add_argument(
         "--methods",
@@ -172,4 +178,4 @@ def load_all(args: argparse.Namespace, dtype: str) -> tuple[Any, list[Any]]:
         if given.tree is not None:
             draft.generation_config.update(**dict(zip(DEFAULT_TREE, given.tree, strict=True)))
         drafts[given.name] = draft
-    return target, make_decoders(target, args.methods, assistant, drafts)
+    return target, make_decoders(target, args.methods, assistant, drafts, args.compile_drafts)

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import GenerationConfig
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.utils import logging
 
@@ -77,7 +77,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
         self.num_draft_tokens, self.depth, self.top_k = tree_settings(generation_config, vocab_size)
         if batch_size > 1:
             self.num_draft_tokens = tokens_per_row(generation_config, vocab_size, batch_size)
-        self.cache = DynamicCache()  # whatever windows the config names: the draft's attention has none
+        self.cache: Cache = DynamicCache()  # whatever windows the config names: the draft's attention has none
         # (batch_size, pairs in the cache), zero where there is none: for padded prompts and rows of different lengths
         self.padding_mask: torch.Tensor | None = None
         self.lengths: list[int] | None = None  # pairs of each row, padding of the prompt included; None if all equal

@@ -39,6 +39,7 @@ def benchmark(
     *,
     assistant: PreTrainedModel | None = None,
     methods: Iterable[str] = BUILT_IN,
+    compiles_drafts: bool = False,
     prompts: Iterable[str | Path] | Sequence[Prompt] = PACKAGED,
     max_prompts: int | None = None,
     max_new_tokens: int = 128,
@@ -61,6 +62,8 @@ def benchmark(
         assistant ([`~transformers.PreTrainedModel`], *optional*):
             A small independent model with the target's tokenizer, for transformers' own assisted generation ("sps").
         methods (`Iterable[str]`): of "plain", "plain_compiled", "prompt_lookup"; all by default. "plain" always runs.
+        compiles_drafts (`bool`, defaults to `False`):
+            Whether every draft is measured a second time, as `NAME_compiled`, with a compiled cycle.
         prompts (`Iterable[str | Path]` or `Sequence[Prompt]`): see [`load_prompts`]; the packaged ones by default.
         max_prompts (`int`, *optional*): the first ones of each source.
         max_new_tokens (`int`, defaults to 128): of an answer.
@@ -98,7 +101,7 @@ def benchmark(
         repeats=repeats,
         allow_differences=allow_differences,
     )
-    decoders = make_decoders(target, methods, assistant, drafts)
+    decoders = make_decoders(target, methods, assistant, drafts, compiles_drafts)
     return run_benchmark(lambda _: (target, decoders), tokenizer, plan, output_dir, title, target.name_or_path or "")
 
 

@@ -6,7 +6,7 @@ The ways to decode that a benchmark compares; each is a few arguments of `genera
   One cache serves all answers, so that nothing is compiled or captured again, and CPUs compile as well;
 - prompt_lookup: n-grams of the prompt as drafts (`prompt_lookup_num_tokens`);
 - sps: a small independent model drafts chains (speculative sampling), transformers' own assisted generation;
-- a draft of this package under any name.
+- a draft of this package under any name, with or without a compiled cycle.
 
 Next: `plan.py`.
 """
@@ -36,6 +36,7 @@ BUILT_IN = (PLAIN, PLAIN_COMPILED, PROMPT_LOOKUP)
 PLAIN_KINDS = (PLAIN, PLAIN_COMPILED)
 PROMPT_LOOKUP_TOKENS = 10  # our choice, that of transformers' documentation
 CACHE_STEP = 64
+COMPILED = "_compiled"  # ends the names of drafts with a compiled cycle
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def make_decoders(
     methods: Iterable[str] = BUILT_IN,
     assistant: PreTrainedModel | None = None,
     drafts: Mapping[str, GriffinDraftModel] | None = None,
+    compiles_drafts: bool = False,
 ) -> list[Decoder]:
     """
     The methods of a benchmark; plain decoding, which the others are compared with, is always the first.
@@ -63,6 +65,8 @@ def make_decoders(
         methods (`Iterable[str]`): of "plain", "plain_compiled" and "prompt_lookup".
         assistant ([`~transformers.PreTrainedModel`], *optional*): a small model with the target's tokenizer.
         drafts (`Mapping[str, GriffinDraftModel]`, *optional*): drafts for this target, by name.
+        compiles_drafts (`bool`, defaults to `False`):
+            Whether every draft is measured a second time, as `NAME_compiled`, with a compiled cycle.
 
     Raises:
         ValueError: if a method is unknown, a name is taken twice, a draft does not fit the target or its tree settings
@@ -71,13 +75,15 @@ def make_decoders(
     methods, drafts = list(methods), drafts or {}
     if unknown := [name for name in methods if name not in BUILT_IN]:
         raise ValueError(f"Unknown method {unknown[0]!r}; give {', '.join(BUILT_IN)}, an assistant or drafts by name.")
-    if taken := [name for name in drafts if name in (*BUILT_IN, "sps")]:
+    compiled = {name + COMPILED: draft for name, draft in drafts.items()} if compiles_drafts else {}
+    if taken := [name for name in drafts if name in (*BUILT_IN, "sps", *compiled)]:
         raise ValueError(f"A draft is called {taken[0]!r}, which is another method's name. Give it another name.")
     makers = {PLAIN: _plain, PLAIN_COMPILED: lambda: _plain_compiled(target), PROMPT_LOOKUP: _prompt_lookup}
     decoders = [make() for name, make in makers.items() if name == PLAIN or name in methods]
     if assistant is not None:
         decoders.append(_sps(target, assistant))
-    return decoders + [_draft(name, draft.bind(target)) for name, draft in drafts.items()]
+    decoders += [_draft(name, draft.bind(target)) for name, draft in drafts.items()]
+    return decoders + [_compiled(_draft(name, draft)) for name, draft in compiled.items()]
 
 
 def _plain() -> Decoder:
@@ -85,8 +91,7 @@ def _plain() -> Decoder:
 
 
 def _plain_compiled(target: PreTrainedModel) -> Decoder:
-    compile_config = CompileConfig()
-    compile_config._compile_all_devices = True  # type: ignore[assignment]  # the switch for CPUs; no public one
+    compile_config = _compile_everywhere()
     caches: dict[int, tuple[int, StaticCache]] = {}  # by batch size, with their lengths
 
     def generate_kwargs(batch_size: int, max_length: int) -> dict[str, Any]:
@@ -100,6 +105,23 @@ def _plain_compiled(target: PreTrainedModel) -> Decoder:
 
     method = Method(PLAIN_COMPILED, PLAIN_COMPILED, "generate(), static cache, compiled decoding steps")
     return Decoder(method, generate_kwargs, num_warmups=2)
+
+
+def _compiled(decoder: Decoder) -> Decoder:
+    """A draft with a compiled cycle; the rooms of its caches are left open, so nothing has to be kept for it."""
+    kwargs = {"cache_implementation": "static", "compile_config": _compile_everywhere()}
+    return replace(
+        decoder,
+        method=replace(decoder.method, description=f"{decoder.method.description}, compiled cycle"),
+        generate_kwargs=lambda *sizes: decoder.generate_kwargs(*sizes) | kwargs,
+        num_warmups=2,
+    )
+
+
+def _compile_everywhere() -> CompileConfig:
+    config = CompileConfig()
+    config._compile_all_devices = True  # type: ignore[assignment]  # the switch for CPUs; no public one
+    return config
 
 
 def _prompt_lookup() -> Decoder:

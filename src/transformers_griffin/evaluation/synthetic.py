@@ -13,6 +13,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers.utils import logging
 from ..modeling_griffin import DEFAULT_TREE, GriffinDraftModel
 from .answers import TimedBatch, answer_batch
 from .cycle_timing import CycleTime, record_parts
-from .methods import DRAFT, PLAIN, PLAIN_COMPILED, Decoder, make_decoders
+from .methods import COMPILED, DRAFT, PLAIN, PLAIN_COMPILED, Decoder, make_decoders
 from .stopwatch import Stopwatch
 from .synthetic_pair import MAX_POSITIONS, agreeing_target, build_pair
 
@@ -33,13 +34,16 @@ logger = logging.get_logger(__name__)
 # tau over SR of the paper's Table 1 (A100, its own code), the mean over tasks at T=0.
 PAPER_CYCLE_COSTS = {"llama-2-7b": 1.66, "llama-3-8b": 1.62, "qwen2-7b": 1.68}
 PROMPT_LENGTHS = (128, 512, 2048, 8192, 16384)
+DRAFTS = {DRAFT, DRAFT + COMPILED}
+WHOLE_PARTS = ("prefill", "draft", "verify")  # none of them is inside compiled code
 
 
 @dataclass(frozen=True)
 class SyntheticRow:
-    """One prompt length; seconds are medians, and None is not measured."""
+    """One prompt length, with or without a compiled cycle; seconds are medians, and None is not measured."""
 
     prompt_length: int
+    is_compiled: bool  # the cycle
     plain_step_seconds: float
     compiled_step_seconds: float | None  # static cache, compiled
     cycle_seconds: float
@@ -116,7 +120,7 @@ def measure_synthetic(
         dtype (`torch.dtype`): of all weights.
         device (`torch.device`): where to measure.
         prompt_lengths (`Sequence[int]`): short ones first: what the time does not suffice for is left out.
-        compiles (`bool`, defaults to `True`): whether compiled plain decoding is measured as well.
+        compiles (`bool`, defaults to `True`): whether compiled steps and cycles are measured as well.
         repeats (`int`, defaults to 3): answers of every method, interleaved.
         new_tokens (`int`, defaults to 64): tokens of an answer.
         time_budget (`float`, defaults to 600): seconds; a length is skipped if one like the last would end later.
@@ -141,7 +145,7 @@ def measure_synthetic(
         if last_seconds > left:
             skipped[length] = f"not measured: {left:.0f} s were left of {time_budget:.0f}"
             continue
-        rows.append(_measure_length(target, draft, length, compiles, repeats, new_tokens))
+        rows += _measure_length(target, draft, length, compiles, repeats, new_tokens)
         last_seconds = stopwatch.between(start, stopwatch.mark())
     return SyntheticResults(
         shape=shape,
@@ -164,7 +168,7 @@ def _measure_length(
     compiles: bool,
     repeats: int,
     new_tokens: int,
-) -> SyntheticRow:
+) -> list[SyntheticRow]:
     prompt = torch.randint(target.config.vocab_size, (1, prompt_length), device=target.device)
 
     def answer(decoder: Decoder, num_tokens: int) -> TimedBatch:
@@ -174,18 +178,38 @@ def _measure_length(
 
     decoders = _warm_decoders(target, draft, compiles, lambda decoder: answer(decoder, min(16, new_tokens)))
     answers: dict[str, list[TimedBatch]] = {name: [] for name in decoders}
-    cycles: list[CycleTime] = []
+    cycles: dict[str, list[CycleTime]] = {name: [] for name in decoders}
+    waits: dict[str, float | None] = {}
     with agreeing_target():
         for _ in range(repeats):
             for name, decoder in decoders.items():
-                with record_parts(target.device) as recording:
+                with record_parts(target.device, WHOLE_PARTS) as recording:
                     answers[name].append(answer(decoder, new_tokens))
-                cycles += recording.cycles()
-        waits = _host_waits_per_cycle(lambda num: answer(decoders[DRAFT], num), new_tokens, target.device)
-    steps = {name: statistics.median(map(_step_seconds, found)) for name, found in answers.items() if name != DRAFT}
-    lengths = [length for found in answers[DRAFT] for row in found.acceptance_lengths or [] for length in row]
+                cycles[name] += recording.cycles()
+        for name in DRAFTS & decoders.keys():
+            waits[name] = _host_waits_per_cycle(partial(answer, decoders[name]), new_tokens, target.device)
+    steps = {name: statistics.median(map(_step_seconds, answers[name])) for name in decoders.keys() - DRAFTS}
+    return [
+        _as_row(
+            prompt_length, name == DRAFT + COMPILED, steps, answers[PLAIN], answers[name], cycles[name], waits[name]
+        )
+        for name in sorted(waits)
+    ]
+
+
+def _as_row(
+    prompt_length: int,
+    is_compiled: bool,
+    steps: dict[str, float],
+    plain_answers: list[TimedBatch],
+    answers: list[TimedBatch],
+    cycles: list[CycleTime],
+    waits: float | None,
+) -> SyntheticRow:
+    lengths = [length for found in answers for row in found.acceptance_lengths or [] for length in row]
     return SyntheticRow(
         prompt_length=prompt_length,
+        is_compiled=is_compiled,
         plain_step_seconds=steps[PLAIN],
         compiled_step_seconds=steps.get(PLAIN_COMPILED),
         cycle_seconds=statistics.median(cycle.total for cycle in cycles),
@@ -194,26 +218,27 @@ def _measure_length(
         host_seconds=statistics.median(cycle.total - cycle.draft - cycle.verify for cycle in cycles),
         tokens_per_cycle=statistics.fmean(lengths),
         host_waits_per_cycle=waits,
-        plain_memory_bytes=answers[PLAIN][-1].peak_memory_bytes,
-        draft_memory_bytes=answers[DRAFT][-1].peak_memory_bytes,
+        plain_memory_bytes=plain_answers[-1].peak_memory_bytes,
+        draft_memory_bytes=answers[-1].peak_memory_bytes,
     )
 
 
 def _warm_decoders(
     target: PreTrainedModel, draft: GriffinDraftModel, compiles: bool, answer: Callable[[Decoder], TimedBatch]
 ) -> dict[str, Decoder]:
-    """The methods by name, compiled and warm; without compiled decoding where it cannot be compiled."""
+    """The methods by name, compiled and warm; without those that cannot be compiled."""
     torch.compiler.reset()  # another length has another static cache: compile for that shape, not for any
     methods = [PLAIN, PLAIN_COMPILED] if compiles else [PLAIN]
-    decoders = {decoder.method.name: decoder for decoder in make_decoders(target, methods, drafts={DRAFT: draft})}
+    made = make_decoders(target, methods, drafts={DRAFT: draft}, compiles_drafts=compiles)
+    decoders = {decoder.method.name: decoder for decoder in made}
     for name, decoder in list(decoders.items()):
         try:
             for _ in range(decoder.num_warmups):
                 answer(decoder)
         except Exception as error:
-            if name != PLAIN_COMPILED:
+            if not name.endswith(COMPILED):
                 raise
-            logger.warning(f"Compiled decoding is not measured: {error}")
+            logger.warning(f"{name} is not measured: {error}")
             del decoders[name]
     return decoders
 
@@ -245,7 +270,7 @@ def _host_waits_per_cycle(answer: Callable[[int], TimedBatch], new_tokens: int, 
 # ---------------------------------------------------------------------- table
 
 COLUMNS = (
-    *("prompt", "plain ms", "compiled ms", "cycle ms", "draft ms", "verify ms", "host ms"),
+    *("prompt", "cycle", "plain ms", "compiled ms", "cycle ms", "draft ms", "verify ms", "host ms"),
     *("cost, eager", "cost, compiled", "paper", "waits a cycle", "memory plain", "memory draft"),
 )
 
@@ -268,6 +293,7 @@ def as_markdown(results: SyntheticResults) -> str:
     for row in results.rows:
         cells = [
             str(row.prompt_length),
+            "compiled" if row.is_compiled else "eager",
             *map(_milliseconds, (row.plain_step_seconds, row.compiled_step_seconds, row.cycle_seconds)),
             *map(_milliseconds, (row.draft_seconds, row.verify_seconds, row.host_seconds)),
             f"{row.cycle_cost:.2f}",
