@@ -189,19 +189,17 @@ def _measure_length(
         for name in DRAFTS & decoders.keys():
             waits[name] = _host_waits_per_cycle(partial(answer, decoders[name]), new_tokens, target.device)
     steps = {name: statistics.median(map(_step_seconds, answers[name])) for name in decoders.keys() - DRAFTS}
+    memory = answers[PLAIN][-1].peak_memory_bytes
     return [
-        _as_row(
-            prompt_length, name == DRAFT + COMPILED, steps, answers[PLAIN], answers[name], cycles[name], waits[name]
-        )
-        for name in sorted(waits)
+        _as_row(prompt_length, name, steps, memory, answers[name], cycles[name], waits[name]) for name in sorted(waits)
     ]
 
 
 def _as_row(
     prompt_length: int,
-    is_compiled: bool,
+    name: str,
     steps: dict[str, float],
-    plain_answers: list[TimedBatch],
+    plain_memory: int | None,
     answers: list[TimedBatch],
     cycles: list[CycleTime],
     waits: float | None,
@@ -209,7 +207,7 @@ def _as_row(
     lengths = [length for found in answers for row in found.acceptance_lengths or [] for length in row]
     return SyntheticRow(
         prompt_length=prompt_length,
-        is_compiled=is_compiled,
+        is_compiled=name.endswith(COMPILED),
         plain_step_seconds=steps[PLAIN],
         compiled_step_seconds=steps.get(PLAIN_COMPILED),
         cycle_seconds=statistics.median(cycle.total for cycle in cycles),
@@ -218,7 +216,7 @@ def _as_row(
         host_seconds=statistics.median(cycle.total - cycle.draft - cycle.verify for cycle in cycles),
         tokens_per_cycle=statistics.fmean(lengths),
         host_waits_per_cycle=waits,
-        plain_memory_bytes=plain_answers[-1].peak_memory_bytes,
+        plain_memory_bytes=plain_memory,
         draft_memory_bytes=answers[-1].peak_memory_bytes,
     )
 
