@@ -32,10 +32,18 @@ def pair():
 
 
 @pytest.mark.usefixtures("with_and_without_kernels")
-@pytest.mark.parametrize("cache_implementation", [None, "static"])
+@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static", "disable_compile": True}])
 @pytest.mark.parametrize("tree", [(59, 6, 10), (10, 5, 2), (4, 4, 1)])
-def test_greedy_answers_on_a_gpu_are_the_targets_own(pair, tree, cache_implementation):
-    target, draft = pair
+def test_greedy_answers_on_a_gpu_are_the_targets_own(pair, tree, cache):
+    assert_exact(*pair, tree, **cache)
+
+
+def test_compiled_cycles_on_a_gpu_give_the_targets_own_answers(pair):
+    """With everything that is default on a GPU: compiled code, captured as graphs."""
+    assert_exact(*pair, (59, 6, 10), cache_implementation="static")
+
+
+def assert_exact(target, draft, tree, **cache):
     draft.generation_config.update(
         **dict(zip(("num_assistant_tokens", "draft_tree_depth", "draft_tree_top_k"), tree, strict=True))
     )
@@ -48,7 +56,7 @@ def test_greedy_answers_on_a_gpu_are_the_targets_own(pair, tree, cache_implement
             **settings,
             pad_token_id=0,
             assistant_model=draft,
-            cache_implementation=cache_implementation,
+            **cache,
             return_dict_in_generate=True,
         )
         assert torch.equal(plain, drafted.sequences)
@@ -66,9 +74,10 @@ def test_random_pairs_are_made_on_the_gpu():
 @pytest.mark.usefixtures("with_and_without_kernels")
 def test_the_host_waits_once_a_cycle_and_memory_is_measured():
     results = measure_synthetic(
-        "tiny", torch.bfloat16, torch.device("cuda"), prompt_lengths=(64,), compiles=False, new_tokens=40
+        "tiny", torch.bfloat16, torch.device("cuda"), prompt_lengths=(64,), compiles=True, new_tokens=40
     )
-    (row,) = results.rows
-    assert row.host_waits_per_cycle == 1
-    assert 0 < row.verify_seconds < row.cycle_seconds
-    assert 0 < row.plain_memory_bytes < row.draft_memory_bytes
+    assert [row.is_compiled for row in results.rows] == [False, True]
+    for row in results.rows:
+        assert row.host_waits_per_cycle == 1
+        assert 0 < row.verify_seconds < row.cycle_seconds
+        assert 0 < row.plain_memory_bytes < row.draft_memory_bytes

@@ -24,5 +24,8 @@ if "$PYTHON" -c 'import triton' 2> /dev/null; then  # the kernels, one by one an
         tests/decoding/test_tree_attention_in_models.py tests/decoding/test_decoding_with_kernels.py
     "$PYTHON" trainers/benchmark_kernels.py
 fi
-"$PYTHON" -m transformers_griffin.cli bench --synthetic "${1:-llama-3-8b}" --output "${2:-runs/gpu}" \
-    --time-budget "${TIME_BUDGET:-480}"
+for tokens in all 32768; do  # of the head that drafting reads
+    head=$([ "$tokens" = all ] || echo "--draft-vocab-size $tokens")
+    "$PYTHON" -m transformers_griffin.cli bench --synthetic "${1:-llama-3-8b}" --output "${2:-runs/gpu}/$tokens" \
+        --prompt-lengths 512 16384 --time-budget "${TIME_BUDGET:-480}" $head
+done
