@@ -19,8 +19,8 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
+from transformers_griffin.decoding.growing_layers import GrowingSlidingLayer
 from transformers_griffin.decoding.kv_cache import (
-    RaggedSlidingLayer,
     StaticFullSlidingLayer,
     can_branch,
     can_roll_back,
@@ -28,7 +28,8 @@ from transformers_griffin.decoding.kv_cache import (
     forget_behind_windows,
     keep_path,
     prepare_for_tree,
-    stop_recording,
+    start_growing,
+    stop_growing,
 )
 
 
@@ -104,12 +105,14 @@ def test_accepted_paths_stay_in_order_over_many_cycles(kind: str, prompt_length:
     cache, oracle = Cache(layers=[make_layer()]), Rows()
     prepare_for_tree(cache, NUM_NODES, MAX_LENGTH)
     oracle.append(cache, prompt_length)
+    start_growing(cache)
     generator = torch.Generator().manual_seed(prompt_length)
     for num_kept in (1, 3, NUM_NODES, 2, 1, 5):
         oracle.append(cache, NUM_NODES)
         path = _random_path(generator, num_kept)
         keep_path(cache, path, num_kept, NUM_NODES)
         oracle.keep(path, num_kept, NUM_NODES)
+        forget_behind_windows(cache, len(oracle.rows[0]))
         _check(cache, oracle, visible)
 
 
@@ -118,8 +121,9 @@ def test_rows_that_keep_different_numbers_of_nodes_stay_as_long_as_they_are(kind
     """Three cycles; the cache is as long as the longer row, each row is stored from the left, and 0 may be kept."""
     make_layer, _ = LAYERS[kind]
     cache, oracle = Cache(layers=[make_layer()]), Rows()
-    prepare_for_tree(cache, NUM_NODES, MAX_LENGTH, is_ragged=True)
+    prepare_for_tree(cache, NUM_NODES, MAX_LENGTH)
     oracle.append(cache, 6)
+    start_growing(cache)
     rows, lengths = [list(row) for row in oracle.rows], [6, 6]
     generator = torch.Generator().manual_seed(0)
     for kept in ([3, 1], [1, 5], [0, 8], [4, 2]):
@@ -135,7 +139,7 @@ def test_rows_that_keep_different_numbers_of_nodes_stay_as_long_as_they_are(kind
         forget_behind_windows(cache, min(lengths))
         assert int(cache.get_seq_length()) == max(lengths)
         layer = cache.layers[0]
-        first = max(min(lengths) - WINDOW + 1, 0) if type(layer) is RaggedSlidingLayer else 0
+        first = max(min(lengths) - WINDOW + 1, 0) if type(layer) is GrowingSlidingLayer else 0
         for row, entries in enumerate(rows):
             found = layer.keys[row : row + 1, :, : lengths[row] - first]
             torch.testing.assert_close(found, _states([entries[first:]]), rtol=0, atol=0)
@@ -143,14 +147,14 @@ def test_rows_that_keep_different_numbers_of_nodes_stay_as_long_as_they_are(kind
             assert layer.keys.shape[2] == max(lengths) - first
 
 
-def test_layer_with_a_window_for_rows_of_different_lengths_takes_over_what_another_holds_and_gives_it_back() -> None:
+def test_layer_with_a_window_takes_over_what_another_holds_and_gives_it_back() -> None:
     cache, oracle = Cache(layers=[DynamicSlidingWindowLayer(WINDOW)]), Rows()
     oracle.append(cache, 9)
-    prepare_for_tree(cache, NUM_NODES, MAX_LENGTH, is_ragged=True)
-    assert type(cache.layers[0]) is RaggedSlidingLayer
+    start_growing(cache)
+    assert type(cache.layers[0]) is GrowingSlidingLayer
     assert cache.get_mask_sizes(NUM_NODES, 0) == (WINDOW - 1 + NUM_NODES, 9 - WINDOW + 1)
     oracle.append(cache, 3)
-    stop_recording(cache)
+    stop_growing(cache)
     assert type(cache.layers[0]) is DynamicSlidingWindowLayer
     _check(cache, oracle, LAYERS["dynamic with a window"][1])
     oracle.append(cache, 1)
@@ -164,6 +168,7 @@ def test_attention_reads_as_many_entries_as_the_mask_has_columns(kind: str) -> N
     cache, oracle = Cache(layers=[make_layer()]), Rows()
     prepare_for_tree(cache, NUM_NODES, MAX_LENGTH)
     oracle.append(cache, 7)
+    start_growing(cache)
     for num_kept in (2, 4, 1):
         kv_length, kv_offset = cache.get_mask_sizes(NUM_NODES, 0)
         keys, values = oracle.append(cache, NUM_NODES)
@@ -173,6 +178,7 @@ def test_attention_reads_as_many_entries_as_the_mask_has_columns(kind: str) -> N
         path = torch.arange(NUM_NODES).expand(BATCH_SIZE, -1)
         keep_path(cache, path, num_kept, NUM_NODES)
         oracle.keep(path, num_kept, NUM_NODES)
+        forget_behind_windows(cache, len(oracle.rows[0]))
 
 
 @each_layer
@@ -181,10 +187,12 @@ def test_a_chain_is_cut_behind_its_accepted_part(kind: str) -> None:
     cache, oracle = Cache(layers=[make_layer()]), Rows()
     prepare_for_tree(cache, NUM_NODES, MAX_LENGTH)
     oracle.append(cache, 4)
+    start_growing(cache)
     for num_rejected in (3, 0, 1, 4):
         oracle.append(cache, 5)
         crop_last(cache, num_rejected)
         oracle.rows = [row[: len(row) - num_rejected] for row in oracle.rows]
+        forget_behind_windows(cache, len(oracle.rows[0]))
         _check(cache, oracle, visible)
 
 
@@ -262,17 +270,6 @@ def test_static_layer_with_a_window_that_holds_tokens_is_refused() -> None:
     oracle.append(cache, 4)
     with pytest.raises(ValueError, match="sliding-window layers that already holds tokens cannot verify trees"):
         prepare_for_tree(cache, NUM_NODES, max_length=40)
-
-
-def test_layer_with_a_window_drops_what_lies_behind_it_again_when_recording_stops() -> None:
-    cache, oracle = Cache(layers=[DynamicSlidingWindowLayer(WINDOW)]), Rows()
-    prepare_for_tree(cache, NUM_NODES, MAX_LENGTH)
-    oracle.append(cache, 12)
-    crop_last(cache, 0)
-    stop_recording(cache)
-    for _ in range(3):
-        oracle.append(cache, 1)
-        _check(cache, oracle, LAYERS["dynamic with a window"][1])
 
 
 # ---------------------------------------------------------------------------------------------------- which caches

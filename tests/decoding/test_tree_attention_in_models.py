@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers_griffin.decoding.draft_tree import DraftTree, ancestor_mask, as_attention_mask, tree_attention_mask
 from transformers_griffin.decoding.kernels.attention_function import TREE_IMPLEMENTATION, serves_trees_of
 from transformers_griffin.decoding.kernels.packed_mask import pack_tree_mask
-from transformers_griffin.decoding.kv_cache import prepare_for_tree
+from transformers_griffin.decoding.kv_cache import start_growing
 from transformers_griffin.decoding.target_forward import attention_kinds
 
 
@@ -42,10 +42,10 @@ def read_prompt(target: PreTrainedModel) -> tuple[Cache, torch.Tensor]:
     padding_mask = torch.ones(1, PROMPT_LENGTH, dtype=torch.long, device=target.device)
     padding_mask[:, :NUM_PADDED] = 0
     cache = DynamicCache(config=target.config.get_text_config())
-    prepare_for_tree(cache, N_NODES, PROMPT_LENGTH + N_NODES)
     position_ids = (padding_mask.cumsum(dim=-1) - 1).clamp(min=0)
     prompt = make_prompt(PROMPT_LENGTH).to(target.device)
     target(prompt, attention_mask=padding_mask, position_ids=position_ids, past_key_values=cache)
+    start_growing(cache)
     return cache, padding_mask
 
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import GenerationConfig
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.utils import logging
 
@@ -34,6 +34,7 @@ from .draft_tree import (
     propose_children,
     stable_top_k,
 )
+from .growing_layers import GrowingLayer
 from .kv_cache import crop_last, keep_path
 from .verification import Acceptance
 
@@ -77,7 +78,8 @@ class GriffinCandidateGenerator(CandidateGenerator):
         self.num_draft_tokens, self.depth, self.top_k = tree_settings(generation_config, vocab_size)
         if batch_size > 1:
             self.num_draft_tokens = tokens_per_row(generation_config, vocab_size, batch_size)
-        self.cache: Cache = DynamicCache()  # whatever windows the config names: the draft's attention has none
+        # Whatever windows the config names: the draft's attention has none.
+        self.cache = Cache(layer_class_to_replicate=GrowingLayer)
         # (batch_size, pairs in the cache), zero where there is none: for padded prompts and rows of different lengths
         self.padding_mask: torch.Tensor | None = None
         self.lengths: list[int] | None = None  # pairs of each row, padding of the prompt included; None if all equal

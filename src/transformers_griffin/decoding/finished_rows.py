@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
-from .kv_cache import RaggedSlidingLayer
+from .growing_layers import GrowingSlidingLayer
 
 
 def can_drop_rows(cache: Cache) -> bool:
@@ -55,10 +55,12 @@ class FinishedRows:
         for idx, layer in enumerate(layers):
             of_rows = [entry for _, entries in sorted(self.entries.items()) if (entry := entries[idx]) is not None]
             if of_rows:
-                offset = max(shortest - layer.sliding_window + 1, 0) if type(layer) is RaggedSlidingLayer else 0
-                layer.keys = torch.cat([_slots(keys, first, offset, longest) for keys, _, first in of_rows])
-                layer.values = torch.cat([_slots(values, first, offset, longest) for _, values, first in of_rows])
-                if type(layer) is RaggedSlidingLayer:
+                offset = max(shortest - layer.sliding_window + 1, 0) if type(layer) is GrowingSlidingLayer else 0
+                keys = torch.cat([_slots(keys, first, offset, longest) for keys, _, first in of_rows])
+                values = torch.cat([_slots(values, first, offset, longest) for _, values, first in of_rows])
+                layer.reset()
+                layer.update(keys, values)
+                if type(layer) is GrowingSlidingLayer:
                     layer.offset = offset
         return [length for _, length in sorted(self.lengths.items())]
 
@@ -66,7 +68,7 @@ class FinishedRows:
     def _entries_of(layer: Any, index: int, length: int) -> tuple[torch.Tensor, torch.Tensor, int] | None:
         if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
             return None  # reads another layer's entries
-        first = layer.offset if type(layer) is RaggedSlidingLayer else 0
+        first = layer.offset if type(layer) is GrowingSlidingLayer else 0
         rows = slice(index, index + 1)
         return layer.keys[rows, :, : length - first].clone(), layer.values[rows, :, : length - first].clone(), first
 

@@ -37,6 +37,7 @@ from transformers.cache_utils import (
 )
 
 from . import kernels
+from .growing_layers import GrowingLayer, GrowingSlidingLayer, as_dynamic, as_growing
 
 
 class StaticFullSlidingLayer(StaticLayer):
@@ -50,41 +51,6 @@ class StaticFullSlidingLayer(StaticLayer):
     is_sliding = True
 
 
-class RaggedSlidingLayer(DynamicLayer):
-    """
-    A dynamic sliding-window layer for rows of different lengths: it keeps what the shortest row's window reaches.
-
-    Args:
-        sliding_window (`int`): tokens that a token sees, itself included.
-    """
-
-    is_sliding = True
-
-    def __init__(self, sliding_window: int):
-        super().__init__()
-        self.sliding_window = sliding_window
-        self.offset = 0  # slots that were dropped, in front of the first one that is stored
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length of what attention reads, and its first slot."""
-        return self.get_seq_length() - self.offset + query_length, self.offset
-
-    def get_seq_length(self) -> int:
-        """Slots so far, dropped ones included."""
-        return self.offset + super().get_seq_length()
-
-    def forget(self, shortest: int) -> None:
-        """
-        Drops what the window of a row of `shortest` tokens, the next one not included, no longer reaches.
-
-        Effects: cuts the layer in place.
-        """
-        num_dropped = shortest - self.sliding_window + 1 - self.offset
-        if num_dropped > 0 and self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[:, :, num_dropped:], self.values[:, :, num_dropped:]
-            self.offset += num_dropped
-
-
 # Layers whose entries can be moved and cut one by one. Subclasses hold more than keys and values and do not qualify.
 BRANCHING_LAYERS = (
     DynamicLayer,
@@ -92,7 +58,8 @@ BRANCHING_LAYERS = (
     StaticLayer,
     StaticSlidingWindowLayer,
     StaticFullSlidingLayer,
-    RaggedSlidingLayer,
+    GrowingLayer,
+    GrowingSlidingLayer,
     DummyLayer,
 )
 STATIC_LAYERS = (StaticLayer, StaticFullSlidingLayer)
@@ -110,23 +77,19 @@ def can_roll_back(cache: Cache) -> bool:
     return not (cache.offloading or is_quantized) and cache.is_croppable
 
 
-def prepare_for_tree(
-    cache: Cache, num_nodes: int, max_length: int, is_ragged: bool = False, capacity_step: int = 1
-) -> None:
+def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int, capacity_step: int = 1) -> None:
     """
-    Makes room for a tree behind the longest sequence, and makes sliding-window layers able to forget it.
+    Makes room for a tree behind the longest sequence in static layers; to be called before the prefill.
 
     Args:
         num_nodes (`int`): nodes of a tree, root included.
         max_length (`int`): tokens of the longest sequence that will be generated, prompt included.
-        is_ragged (`bool`): the rows will have different lengths.
         capacity_step (`int`): capacities of new static layers are multiples of this.
 
     Effects:
-        Empty static layers get room for what will be generated and a tree; those of a user's own cache keep theirs if
-        it is enough, those of `generate()`, which last as long as the longest answer so far, do not. Static
-        sliding-window layers are replaced by [`StaticFullSlidingLayer`]. Dynamic sliding-window layers keep past
-        entries until they are cropped, or, for rows of different lengths, are replaced by [`RaggedSlidingLayer`].
+        Empty layers get room for what will be generated and a tree; those of a user's own cache keep theirs if it is
+        enough, those of `generate()`, which last as long as the longest answer so far, do not. Layers with a sliding
+        window are replaced by [`StaticFullSlidingLayer`].
 
     Raises:
         ValueError: if a static cache that already holds tokens is too small for a tree behind `max_length`.
@@ -150,9 +113,25 @@ def prepare_for_tree(
                     "lower `max_new_tokens` or the draft's `num_assistant_tokens`."
                 )
             cache.layers[idx] = type(layer)(max_cache_len=needed)
-        elif type(layer) is DynamicSlidingWindowLayer and is_ragged:
-            cache.layers[idx] = _ragged_window(layer)
+
+
+def start_growing(cache: Cache) -> None:
+    """
+    Makes layers able to take in drafts and to forget them; to be called after the prefill.
+
+    Effects: replaces dynamic layers by growing ones, until [`stop_growing`]; others record what they may have to undo.
+    """
+    cache.layers = [as_growing(layer) for layer in cache.layers]
     cache.activate_past_recording()
+
+
+def stop_growing(cache: Cache) -> None:
+    """
+    Ends what [`start_growing`] began.
+
+    Effects: replaces growing layers by dynamic ones, which have dropped what lies behind their window.
+    """
+    cache.layers = [as_dynamic(layer) for layer in cache.layers]
 
 
 def crop_last(cache: Cache, num_tokens: int | torch.Tensor) -> None:
@@ -170,22 +149,10 @@ def crop_last(cache: Cache, num_tokens: int | torch.Tensor) -> None:
             layer.crop(-num_tokens)
 
 
-def stop_recording(cache: Cache) -> None:
-    """
-    Ends what [`prepare_for_tree`] began: sliding-window layers drop what lies behind their window again, so that the
-    cache stays small when plain decoding goes on with it.
-    """
-    for idx, layer in enumerate(_layers(cache)):
-        if type(layer) is DynamicSlidingWindowLayer:
-            layer.record_past = False
-        elif type(layer) is RaggedSlidingLayer:
-            cache.layers[idx] = _plain_window(layer)
-
-
 def forget_behind_windows(cache: Cache, shortest: int) -> None:
     """Lets sliding-window layers drop what the window of the shortest row, of `shortest` tokens, no longer reaches."""
     for layer in _layers(cache):
-        if type(layer) is RaggedSlidingLayer:
+        if type(layer) is GrowingSlidingLayer:
             layer.forget(shortest)
 
 
@@ -214,24 +181,6 @@ def keep_path(
             for entries in (layer.keys, layer.values):
                 _move_to_front(entries, path.to(entries.device), _length(layer) - num_nodes, gaps)
     crop_last(cache, num_nodes - num_kept)
-
-
-def _ragged_window(layer: DynamicSlidingWindowLayer) -> RaggedSlidingLayer:
-    """A layer that holds the same."""
-    ragged = RaggedSlidingLayer(layer.sliding_window)
-    if layer.keys is not None and layer.values is not None:
-        ragged.update(layer.keys, layer.values)
-        ragged.offset = layer.cumulative_length - layer.keys.shape[-2]
-    return ragged
-
-
-def _plain_window(layer: RaggedSlidingLayer) -> DynamicSlidingWindowLayer:
-    """A layer that holds the window of the longest row."""
-    plain = DynamicSlidingWindowLayer(layer.sliding_window)
-    if layer.keys is not None and layer.values is not None:
-        plain.update(layer.keys, layer.values)
-        plain.cumulative_length = layer.get_seq_length()
-    return plain
 
 
 def _layers(cache: Cache) -> list[Any]:
@@ -287,7 +236,6 @@ def _move_to_front(
 
 
 __all__ = [
-    "RaggedSlidingLayer",
     "StaticFullSlidingLayer",
     "can_branch",
     "can_roll_back",
@@ -295,5 +243,6 @@ __all__ = [
     "forget_behind_windows",
     "keep_path",
     "prepare_for_tree",
-    "stop_recording",
+    "start_growing",
+    "stop_growing",
 ]

@@ -23,7 +23,7 @@ from .candidate_generator import GriffinCandidateGenerator
 from .choice import TokenChooser
 from .compiled import CAPACITY_STEP, CompiledCandidateGenerator, CompiledTargetForward, compile_config_for
 from .finished_rows import FinishedRows, can_drop_rows
-from .kv_cache import prepare_for_tree, stop_recording
+from .kv_cache import prepare_for_tree, stop_growing
 from .outputs import GriffinGenerateOutput, OutputRecorder, wants_scores
 from .target_forward import TargetForward, check_rotary_frequencies
 
@@ -69,7 +69,7 @@ def decode_with_draft(
     recorder = OutputRecorder(generation_config, forward.cache, batch_size)
     if forward.verifies_trees:
         step = 1 if compile_config is None else CAPACITY_STEP
-        prepare_for_tree(forward.cache, generator.num_nodes, max_length, not answer.in_step, step)
+        prepare_for_tree(forward.cache, generator.num_nodes, max_length, step)
     else:
         generator.make_chain()
 
@@ -106,7 +106,7 @@ def decode_with_draft(
         if finished is not None and not answer.in_step:
             forward.read_last_tokens(answer.last_tokens(), finished.put_back(answer.rows, forward.lengths))
 
-    stop_recording(forward.cache)
+    stop_growing(forward.cache)
     if streamer is not None:
         streamer.end()
     return recorder.finish(answer.sequences(), forward.cache)

@@ -24,7 +24,7 @@ from .candidate_generator import TREE_ATTENTION
 from .draft_tree import DraftTree, as_attention_mask, first_nodes, tree_attention_mask
 from .kernels.attention_function import TREE_IMPLEMENTATION, serves_trees_of, verifying_trees
 from .kernels.packed_mask import pack_tree_mask
-from .kv_cache import can_branch, can_roll_back, crop_last, forget_behind_windows, keep_path
+from .kv_cache import can_branch, can_roll_back, crop_last, forget_behind_windows, keep_path, start_growing
 
 
 logger = logging.get_logger(__name__)
@@ -110,7 +110,7 @@ class TargetForward:
         if positions is not None:
             # Position of a slot = slot + this; padding on the left makes it negative.
             self.position_of_slot = positions[..., -1:] + 1 - self.cache_length
-        self.cache.activate_past_recording()
+        start_growing(self.cache)
         return outputs, self._take_features()
 
     def verify(self, tree: DraftTree, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
