@@ -73,8 +73,8 @@ def propose_children(logits: torch.Tensor, beam_scores: torch.Tensor, top_k: int
         tokens and scores, each of shape `(batch_size, beam, top_k)`; `scores = beam_scores + log softmax(logits)`, and
         -inf where that is undefined (a draft that overflowed): a tree is connected only if no score is NaN.
     """
-    top_logits, tokens = logits.topk(top_k, dim=-1)
-    log_probs = top_logits.float() - logits.float().logsumexp(dim=-1, keepdim=True)
+    tokens = logits.topk(top_k, dim=-1).indices
+    log_probs = logits.log_softmax(dim=-1, dtype=torch.float32).gather(-1, tokens)
     log_probs = log_probs.masked_fill(log_probs.isnan(), -torch.inf)
     # A rounding error must not make a child more probable than its parent.
     return tokens, beam_scores.unsqueeze(-1) + log_probs.clamp(max=0.0)

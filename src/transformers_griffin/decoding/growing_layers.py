@@ -22,8 +22,9 @@ import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
-# Slots that a new store has behind what it holds (our choice): some forty cycles until it is copied, a few trees' memory.
-SPARE_SLOTS = 256
+# Slots that a new store has behind what it holds (our choice): memory for one tree of the paper, some fifteen cycles
+# until it is copied.
+SPARE_SLOTS = 64
 
 
 class GrowingLayer(DynamicLayer):
@@ -54,6 +55,7 @@ class GrowingLayer(DynamicLayer):
         super().reset()
 
     def _append(self, name: str, entries: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """`entries` and `new` side by side: in their store, or in a new one if they are not in it or it is too small."""
         store = self.stores.get(name)
         length = entries.shape[-2] if entries.numel() > 0 else 0
         start, num_all = _first_slot(entries, store), length + new.shape[-2]
@@ -127,6 +129,7 @@ def as_dynamic(layer: Any) -> Any:
 
 
 def _with_entries(layer: Any, source: Any) -> Any:
+    """`layer`, which is empty, with the entries of `source`, if there are any."""
     if source.is_initialized:
         layer.lazy_initialization(source.keys, source.values)
         layer.keys, layer.values = source.keys, source.values

@@ -80,7 +80,7 @@ def decode_with_draft(
     num_kept = answer.append(first_token)
     recorder.add_scores(answer.new_scores, num_kept, answer.rows)
     draft_inputs: dict[str, Any] = _prompt_pairs(draft, input_ids, first_token, features, model_kwargs)
-    del outputs
+    del outputs, features
 
     finished = FinishedRows(forward.cache) if _outlives(forward.cache, recorder) else None
     with forward.tree_attention():
