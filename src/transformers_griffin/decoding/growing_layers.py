@@ -55,7 +55,7 @@ class GrowingLayer(DynamicLayer):
         super().reset()
 
     def _append(self, name: str, entries: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """`entries` and `new` side by side: in their store, or in a new one if they are not in it or it is too small."""
+        """`entries` and `new` in one store: a new one where `entries` are in none, or theirs is full."""
         store = self.stores.get(name)
         length = entries.shape[-2] if entries.numel() > 0 else 0
         start, num_all = _first_slot(entries, store), length + new.shape[-2]
@@ -116,7 +116,7 @@ def as_growing(layer: Any) -> Any:
 
 
 def as_dynamic(layer: Any) -> Any:
-    """A layer of transformers that holds what a growing layer holds, or the longest row's window; others as they are."""
+    """A dynamic layer that holds what a growing layer holds, or the longest row's window; others as they are."""
     if type(layer) is GrowingLayer:
         return _with_entries(DynamicLayer(), layer)
     if type(layer) is GrowingSlidingLayer:

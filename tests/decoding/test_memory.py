@@ -1,0 +1,149 @@
+"""
+What a draft costs in memory while an answer is generated, over plain decoding: the draft's weights, which are there
+before, its own cache of the prompt, and what a tree needs.
+
+All that PyTorch allocates is counted, inside of operations too, by the profiler's events of the CPU's allocator.
+"""
+
+import weakref
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from transformers_griffin import GriffinDraftModel
+from transformers_griffin.decoding import loop
+from transformers_griffin.decoding.candidate_generator import GriffinCandidateGenerator, tokens_per_row
+from transformers_griffin.decoding.growing_layers import SPARE_SLOTS
+from transformers_griffin.decoding.target_forward import TargetForward
+
+
+VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS, KV_WIDTH = 3000, 64, 3, 32  # two of four heads, 16 wide
+TREE = {"num_assistant_tokens": 15, "draft_tree_depth": 3, "draft_tree_top_k": 4}
+NUM_NEW_TOKENS = 12
+BYTES = 4  # of a number in fp32
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[LlamaForCausalLM, GriffinDraftModel]:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=2 * HIDDEN_SIZE,
+        num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    target = LlamaForCausalLM(config).eval()
+    draft = GriffinDraftModel.from_target(target)
+    draft.generation_config.update(**TREE)
+    return target, draft
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """The most that is allocated at one time during `run`, on top of what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def test_peak_is_counted_inside_of_operations() -> None:
+    """The sum of exponentials of 1000 numbers: their copy is alive, the result is 4 bytes."""
+    numbers = torch.rand(1, 1000)
+    assert 4000 <= peak_bytes(lambda: numbers.logsumexp(dim=-1)) < 5000
+    assert 8000 <= peak_bytes(lambda: (numbers + 1) * 2) < 9000
+
+
+def tree_bytes(draft: GriffinDraftModel, batch_size: int) -> int:
+    """
+    Room for the nodes of a tree, and as many spare ones, in every layer; and the tree's logits with one copy. All else
+    that has the size of a tree (states in one layer, masks) is less than the logits of two nodes here.
+    """
+    num_nodes = 1 + tokens_per_row(draft.generation_config, VOCAB_SIZE, batch_size)
+    entries = (num_nodes + SPARE_SLOTS) * 2 * KV_WIDTH * (NUM_LAYERS + 1)
+    logits = 2 * max(num_nodes, TREE["draft_tree_top_k"]) * VOCAB_SIZE
+    return BYTES * batch_size * (entries + logits + 2 * VOCAB_SIZE)
+
+
+def prompt_bytes(batch_size: int, prompt_length: int) -> int:
+    """The draft's cache of one layer, and the features of which it is made."""
+    return BYTES * batch_size * prompt_length * (2 * KV_WIDTH + HIDDEN_SIZE)
+
+
+@pytest.mark.parametrize("prompt_length", [20, 300])
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampled"])
+def test_draft_adds_a_tree_to_the_peak_of_plain_decoding(
+    pair: tuple[LlamaForCausalLM, GriffinDraftModel], do_sample: bool, batch_size: int, prompt_length: int
+) -> None:
+    target, draft = pair
+    prompt = torch.randint(1, VOCAB_SIZE, (batch_size, prompt_length), generator=torch.Generator().manual_seed(0))
+    kwargs = {"max_new_tokens": NUM_NEW_TOKENS, "do_sample": do_sample}
+    plain = peak_bytes(lambda: target.generate(prompt, **kwargs))
+    ours = peak_bytes(lambda: target.generate(prompt, assistant_model=draft, **kwargs))
+    assert ours - plain <= tree_bytes(draft, batch_size) + prompt_bytes(batch_size, prompt_length)
+
+
+def test_caches_are_not_copied_at_every_cycle(
+    pair: tuple[LlamaForCausalLM, GriffinDraftModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh draft: 24 cycles of about one token; spare slots for many more, and the prefill's entries before them."""
+    target, draft = pair
+    stores: dict[str, list[int]] = {"target": [], "draft": []}
+    keep, grow = loop._keep_in_cache, GriffinCandidateGenerator.grow
+
+    def address(cache: Any) -> int:
+        return cache.layers[0].keys.untyped_storage().data_ptr()
+
+    def look_at_target(forward: TargetForward, *args: Any) -> None:
+        keep(forward, *args)
+        stores["target"].append(address(forward.cache))
+
+    def look_at_draft(self: GriffinCandidateGenerator, *args: Any) -> Any:
+        pool = grow(self, *args)
+        stores["draft"].append(address(self.cache))
+        return pool
+
+    monkeypatch.setattr(loop, "_keep_in_cache", look_at_target)
+    monkeypatch.setattr(GriffinCandidateGenerator, "grow", look_at_draft)
+    target.generate(torch.ones(1, 20, dtype=torch.long), assistant_model=draft, max_new_tokens=25, do_sample=False)
+    for addresses in stores.values():
+        assert len(addresses) > 10
+        assert sum(now != before for before, now in pairwise(addresses)) <= 1
+
+
+def test_features_of_the_prompt_are_freed_with_the_first_cycle(
+    pair: tuple[LlamaForCausalLM, GriffinDraftModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, draft = pair
+    features: list[weakref.ref[torch.Tensor]] = []
+    is_alive: list[bool] = []
+    prefill, verify = TargetForward.prefill, TargetForward.verify
+
+    def remember(self: TargetForward, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        outputs, of_prompt = prefill(self, input_ids)
+        features.append(weakref.ref(of_prompt))
+        return outputs, of_prompt
+
+    def look(self: TargetForward, *args: Any) -> tuple[Any, torch.Tensor]:
+        is_alive.append(features[0]() is not None)
+        return verify(self, *args)
+
+    monkeypatch.setattr(TargetForward, "prefill", remember)
+    monkeypatch.setattr(TargetForward, "verify", look)
+    target.generate(torch.ones(1, 20, dtype=torch.long), assistant_model=draft, max_new_tokens=12, do_sample=False)
+    assert is_alive[0]
+    assert len(is_alive) > 2
+    assert not any(is_alive[1:])
