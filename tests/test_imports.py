@@ -31,6 +31,7 @@ ROOMS = (
 DECODING = (
     "draft_tree",
     "kernels",
+    "growing_layers",
     "kv_cache",
     "candidate_generator",
     "verification",

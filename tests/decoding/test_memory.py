@@ -99,7 +99,7 @@ def test_draft_adds_a_tree_to_the_peak_of_plain_decoding(
 def test_caches_are_not_copied_at_every_cycle(
     pair: tuple[LlamaForCausalLM, GriffinDraftModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fresh draft: 24 cycles of about one token; spare slots for many more, and the prefill's entries before them."""
+    """A fresh draft: 24 cycles of about one token. One store takes them all, after the prefill's own entries."""
     target, draft = pair
     stores: dict[str, list[int]] = {"target": [], "draft": []}
     keep, grow = loop._keep_in_cache, GriffinCandidateGenerator.grow

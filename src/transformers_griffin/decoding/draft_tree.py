@@ -13,7 +13,7 @@ log-probabilities; ties go to the lower pool index, which keeps the tree connect
 
 Notation for shapes: `batch_size`; `n_nodes` tree nodes with root; `beam` = k nodes of one level; `pool` candidates.
 
-Next: `kv_cache.py`.
+Next: `growing_layers.py`.
 """
 
 from dataclasses import dataclass
