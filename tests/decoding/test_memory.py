@@ -16,7 +16,6 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from transformers_griffin import GriffinDraftModel
-from transformers_griffin.decoding import loop
 from transformers_griffin.decoding.candidate_generator import GriffinCandidateGenerator, tokens_per_row
 from transformers_griffin.decoding.growing_layers import SPARE_SLOTS
 from transformers_griffin.decoding.target_forward import TargetForward
@@ -102,21 +101,21 @@ def test_caches_are_not_copied_at_every_cycle(
     """A fresh draft: 24 cycles of about one token. One store takes them all, after the prefill's own entries."""
     target, draft = pair
     stores: dict[str, list[int]] = {"target": [], "draft": []}
-    keep, grow = loop._keep_in_cache, GriffinCandidateGenerator.grow
+    keep, grow = TargetForward.keep, GriffinCandidateGenerator.grow
 
     def address(cache: Any) -> int:
         return cache.layers[0].keys.untyped_storage().data_ptr()
 
-    def look_at_target(forward: TargetForward, *args: Any) -> None:
-        keep(forward, *args)
-        stores["target"].append(address(forward.cache))
+    def look_at_target(self: TargetForward, *args: Any) -> None:
+        keep(self, *args)
+        stores["target"].append(address(self.cache))
 
     def look_at_draft(self: GriffinCandidateGenerator, *args: Any) -> Any:
         pool = grow(self, *args)
         stores["draft"].append(address(self.cache))
         return pool
 
-    monkeypatch.setattr(loop, "_keep_in_cache", look_at_target)
+    monkeypatch.setattr(TargetForward, "keep", look_at_target)
     monkeypatch.setattr(GriffinCandidateGenerator, "grow", look_at_draft)
     target.generate(torch.ones(1, 20, dtype=torch.long), assistant_model=draft, max_new_tokens=25, do_sample=False)
     for addresses in stores.values():
