@@ -55,7 +55,8 @@ def test_tune_saves_the_winner_and_nothing_else(copied, capsys):
 
 
 def test_a_tree_tuned_for_a_batch_is_saved_with_the_size_of_the_batch(copied):
-    assert main(tune_args(copied, "--save", "--finalists", "1", "--batch-size", "2")) == 0
+    one_tree = ["--num-tokens", "2", "--widths", "1", "--finalists", "1", "--max-new-tokens", "4"]
+    assert main(tune_args(copied, "--save", "--batch-size", "2", *one_tree)) == 0
     saved = GenerationConfig.from_pretrained(copied / "draft")
     assert saved.draft_tree_batch_size == 2
     draft = GriffinDraftModel.from_pretrained(copied / "draft")

@@ -24,7 +24,9 @@ from noisy_oracle import noisy_oracle, rows_are_followed
 __all__ = ["rows_are_followed"]
 
 GPT_OSS = BY_NAME["GPT-OSS, sinks, alternating windows"]
-each_kind_of_layers = pytest.mark.parametrize("architecture", [LLAMA, WINDOW, GPT_OSS], ids=lambda a: a.name)
+each_kind_of_layers = pytest.mark.parametrize(
+    "architecture", [LLAMA, WINDOW, pytest.param(GPT_OSS, marks=pytest.mark.slow)], ids=lambda a: a.name
+)
 each_cache = pytest.mark.parametrize("cache_implementation", ["dynamic", "static"])
 
 pytestmark = pytest.mark.usefixtures("rows_are_followed")
@@ -122,7 +124,13 @@ def ends_late(plain: PlainBatch, count: int) -> tuple[int, torch.Tensor]:
 )
 @pytest.mark.parametrize(
     ("architecture", "kind"),
-    [(LLAMA, "no windows"), (LLAMA, "static"), (WINDOW, "windows"), (WINDOW, "no windows"), (GPT_OSS, "windows")],
+    [
+        (WINDOW, "windows"),
+        pytest.param(WINDOW, "no windows", marks=pytest.mark.slow),
+        pytest.param(GPT_OSS, "windows", marks=pytest.mark.slow),
+        pytest.param(LLAMA, "no windows", marks=pytest.mark.slow),
+        pytest.param(LLAMA, "static", marks=pytest.mark.slow),
+    ],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
 def test_a_chat_of_a_batch_may_go_on_with_and_without_a_draft(
@@ -167,6 +175,7 @@ def test_a_chat_of_a_batch_may_go_on_with_and_without_a_draft(
 # ---------------------------------------------------------------------- what goes in beside tokens
 
 
+@pytest.mark.filterwarnings("ignore:Passing `.*` with `inputs_embeds`")  # which is what is tested
 @each_cache
 def test_prompts_given_as_embeddings_are_penalised_for_what_they_say(cache_implementation: str) -> None:
     """Processors see the new tokens alone, of which there are none at first; rows end on their own."""
