@@ -56,6 +56,18 @@ def test_the_last_line_is_the_results_file_and_names_no_home_directory(pair, pro
     assert [tuple(method.tree.values()) for method in results.methods[2:]] == [(8, 3, 2), (4, 2, 2)]
 
 
+@pytest.mark.slow
+def test_batches_of_several_sizes_are_settings_of_one_run(pair, prompts, tmp_path):
+    """Three prompts, so that the last batch of two is not full; every answer is the plain one."""
+    more = ["--draft", f"griffin={pair / 'draft'}", "--batch-size", "1", "2", "--max-prompts", "3"]
+    assert main(bench_args(pair, prompts, tmp_path / "out", *more)) == 0
+    results = BenchmarkResults.load(tmp_path / "out")
+    assert [setting.batch_size for setting in results.settings] == [1, 2]
+    rows = [s for s in results.summaries if s.method == "griffin" and s.domain == results.summaries[0].domain]
+    assert [(row.num_answers, row.num_identical) for row in rows] == [(3, 3)] * 2
+    assert all(row.speedup_over_eager for row in rows)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

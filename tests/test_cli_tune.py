@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig
 
 from conftest import GOLDEN
+from transformers_griffin import GriffinCandidateGenerator, GriffinDraftModel
 from transformers_griffin.cli import main
 
 
@@ -51,6 +52,15 @@ def test_tune_saves_the_winner_and_nothing_else(copied, capsys):
     assert (copied / "draft" / "config.json").read_text() == config
     written = load_file(copied / "draft" / "model.safetensors")
     assert all((written[name] == weights[name]).all() for name in weights)
+
+
+def test_a_tree_tuned_for_a_batch_is_saved_with_the_size_of_the_batch(copied):
+    one_tree = ["--num-tokens", "2", "--widths", "1", "--finalists", "1", "--max-new-tokens", "4"]
+    assert main(tune_args(copied, "--save", "--batch-size", "2", *one_tree)) == 0
+    saved = GenerationConfig.from_pretrained(copied / "draft")
+    assert saved.draft_tree_batch_size == 2
+    draft = GriffinDraftModel.from_pretrained(copied / "draft")
+    assert GriffinCandidateGenerator(draft, batch_size=2).num_draft_tokens == saved.num_assistant_tokens
 
 
 def test_a_useless_draft_is_recommended_against_and_nothing_is_written(copied, capsys):

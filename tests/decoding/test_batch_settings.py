@@ -13,7 +13,7 @@ from generation_helpers import golden_pair, golden_prompts
 from test_outputs import EVERYTHING, TOLERANCE
 from test_processors import GREEDY_SETTINGS, SAMPLING_SETTINGS, CountingProcessor
 from test_stopping import Log, two_letter_tokenizer
-from transformers import DynamicCache, LogitsProcessorList, StaticCache
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StaticCache
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from transformers_griffin import GriffinCandidateGenerator, GriffinDraftModel, GriffinGenerateOutput
@@ -344,6 +344,39 @@ def test_missing_mask_is_read_off_the_padding_as_in_plain_decoding(pair):
     plain, ours = generate_both(pair, inputs={"input_ids": batch()["input_ids"]})
     assert_lossless(plain, ours)
     assert ours.sequences.tolist() == with_mask.sequences.tolist()
+
+
+def test_mask_that_cannot_be_read_off_the_padding_is_missing_as_in_plain_decoding(pair, caplog):
+    """The padding is an end of sequence as well: transformers takes it for a part of the prompts, and warns."""
+    ends = {"eos_token_id": [0, *ENDS], "pad_token_id": 0}
+    plain, ours = generate_both(pair, inputs={"input_ids": batch()["input_ids"]}, **ends)
+    with_mask, _ = generate_both(pair, **ends)
+    assert ours.sequences.tolist() == plain.sequences.tolist() != with_mask.sequences.tolist()
+    assert any("attention mask is not set" in record.getMessage() for record in caplog.records)
+
+
+def test_rows_are_padded_with_the_end_of_sequence_where_no_padding_is_named_as_in_plain_decoding(pair):
+    """transformers sets it so."""
+    target, draft = pair
+    answers = []
+    for assistant in ({}, {"assistant_model": draft}):
+        config = GenerationConfig(eos_token_id=ENDS, pad_token_id=None, max_new_tokens=24, do_sample=False)
+        target.generation_config.pad_token_id = None
+        try:
+            answers.append(target.generate(**batch(), generation_config=config, **assistant).tolist())
+        finally:
+            target.generation_config.pad_token_id = 0
+    assert answers[1] == answers[0]
+    assert answers[1][2][-1] == ENDS[0]
+
+
+def test_static_cache_without_room_for_the_trees_of_a_batch_is_refused(pair):
+    """A continued one; room is counted from the longest prompt: 90 tokens, 24 new ones, and a tree of 16 nodes."""
+    target, draft = pair
+    cache = StaticCache(target.config, max_cache_len=128)
+    target.generate(**batch(), past_key_values=cache, max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"holds 128 tokens, but 114 tokens and a tree of 16 nodes .* need 129"):
+        target.generate(**batch(), past_key_values=cache, assistant_model=draft, max_new_tokens=24)
 
 
 # ---------------------------------------------------------------------- trees

@@ -13,6 +13,8 @@ import torch
 from architectures import ARCHITECTURES, Architecture, make_prompt, make_target
 from batches import decode_batch, decode_batch_plainly
 from exactness import GREEDY, PAPER_TREE, SMALL_TREE, assert_exact, decode_plainly, decode_with_noisy_oracle
+from multimodal import IMAGE_TARGETS, QWEN2_VL, ImageTarget
+from test_batch_images import decode_images_plainly
 from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList, StaticCache
 
 from noisy_oracle import noisy_oracle, rows_are_followed
@@ -122,6 +124,19 @@ def test_rows_of_a_batch_are_those_of_plain_decoding(architecture: Architecture)
     assert with_end.sequences[:, plain.prompts.shape[1] :].tolist() == [
         row[plain.prompts.shape[1] :] for row in plain.cut_behind(eos)
     ]
+
+
+@pytest.mark.usefixtures("rows_are_followed")
+@pytest.mark.parametrize(
+    "image_target",
+    [pytest.param(t, id=t.name, marks=() if t is QWEN2_VL else pytest.mark.slow) for t in IMAGE_TARGETS],
+)
+def test_prompts_with_images_of_a_batch_are_answered_as_in_plain_decoding(image_target: ImageTarget) -> None:
+    """Their positions have three dimensions, for most of these targets, and one row ends early."""
+    plain = decode_images_plainly(image_target)
+    eos = plain.ends_at(1, 10)
+    ours, _ = decode_batch(plain, SMALL_TREE, eos_token_id=eos, **compiled(), **plain.images)
+    assert ours.sequences.tolist() == plain.cut_behind(eos)
 
 
 @pytest.mark.parametrize("processors", [{"temperature": 0.8}, {"top_k": 20, "repetition_penalty": 1.3}])

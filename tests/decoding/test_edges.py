@@ -1,22 +1,14 @@
 """What plain decoding can do at the edges (of positions, caches, threads) is done with a draft, or refused."""
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from architectures import COMMON, GPT, Architecture, enlarge_weights, make_prompt, make_target
+from architectures import COMMON, GPT, Architecture, make_prompt, make_target
 from exactness import GREEDY, NUM_NEW_TOKENS, SMALL_TREE, assert_exact, decode_plainly, decode_with_noisy_oracle
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PreTrainedModel,
-)
+from multimodal import IMAGE_TARGETS, LLAVA, SQUARE, ImageTarget
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache, QuantizedLayer, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -122,55 +114,14 @@ def test_token_types_go_on_as_in_plain_decoding() -> None:
 
 # ---------------------------------------------------------------------- images
 
-IMAGE_TOKEN = 127
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 8,
-    "patch_size": 4,
-}
 
-
-def llava() -> PreTrainedModel:
-    config = LlavaConfig(
-        vision_config={"model_type": "clip_vision_model", "projection_dim": 16} | VISION,
-        text_config={"model_type": "llama"} | COMMON,
-        image_token_id=IMAGE_TOKEN,
-        image_seq_length=4,
-        vision_feature_layer=-1,
-    )
-    return LlavaForConditionalGeneration(config)
-
-
-def gemma3() -> PreTrainedModel:
-    windows = {"head_dim": 8, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
-    config = Gemma3Config(
-        vision_config={"model_type": "siglip_vision_model"} | VISION,
-        text_config=COMMON | windows,
-        mm_tokens_per_image=4,
-        image_token_id=IMAGE_TOKEN,
-    )
-    return Gemma3ForConditionalGeneration(config)
-
-
-@pytest.mark.parametrize("make_multimodal_target", [llava, gemma3])
-def test_a_prompt_with_an_image_is_answered_as_in_plain_decoding(
-    make_multimodal_target: Callable[[], PreTrainedModel],
-) -> None:
+@pytest.mark.parametrize("image_target", IMAGE_TARGETS, ids=lambda target: target.name)
+def test_a_prompt_with_an_image_is_answered_as_in_plain_decoding(image_target: ImageTarget) -> None:
     """The image belongs to the prefill; drafted tokens are text."""
-    torch.manual_seed(0)
-    target = make_multimodal_target().eval()
-    enlarge_weights(target, seed=0)
-    target.generation_config.update(pad_token_id=0, bos_token_id=None, eos_token_id=None)
-    prompt = torch.tensor([[5, 6, *[IMAGE_TOKEN] * 4, 8, 9, 10]])
-    image = {"pixel_values": torch.randn(1, 3, 8, 8)}
-    if make_multimodal_target is gemma3:  # sees an image in both directions
-        image["token_type_ids"] = (prompt == IMAGE_TOKEN).long()
-    plain = target.generate(prompt, **image, **GREEDY).sequences
+    target, inputs = image_target.make(), image_target.inputs([[5, 6, SQUARE, 8, 9, 10]])
+    plain = target.generate(**inputs, **GREEDY).sequences
     draft = noisy_oracle(target, plain, SMALL_TREE)
-    ours = target.generate(prompt, **image, assistant_model=draft, **GREEDY).sequences
+    ours = target.generate(**inputs, assistant_model=draft, **GREEDY).sequences
     assert ours.tolist() == plain.tolist()
 
 
@@ -178,9 +129,7 @@ def test_towers_keep_their_attention_while_and_after_trees_are_verified() -> Non
     """The text model runs with an implementation that takes no tree mask, as flash attention does, the tower not."""
     AttentionInterface.register("maskless", sdpa_attention_forward)
     AttentionMaskInterface.register("maskless", sdpa_mask)
-    torch.manual_seed(0)
-    target = llava().eval()
-    target.generation_config.update(pad_token_id=0, bos_token_id=None, eos_token_id=None)
+    target = LLAVA.make()
     target.set_attn_implementation({"text_config": "maskless", "vision_config": "eager"})
     configs = (target.config.text_config, target.config.vision_config)
     seen = set()

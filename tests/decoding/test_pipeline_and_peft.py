@@ -46,6 +46,22 @@ def test_pipeline_takes_a_draft_as_assistant(pair, make_draft):
     assert len(passes) > 0
 
 
+def test_pipeline_answers_batches_with_a_draft(pair):
+    target, draft = pair
+    tokenizer = word_tokenizer()
+    tokenizer.padding_side = "left"
+    texts = [" ".join(f"w{token}" for token in prompt[0].tolist()) for prompt in golden_prompts()[:3]]
+    passes = count_passes(draft)
+    answers = [
+        pipeline("text-generation", model=target, tokenizer=tokenizer, batch_size=3, **assistant)(
+            texts, max_new_tokens=20, do_sample=False
+        )
+        for assistant in ({}, {"assistant_model": draft})
+    ]
+    assert answers[1] == answers[0]
+    assert 0 < len(passes) < 20 * 4 * 2, "all three prompts share the passes of the draft"
+
+
 def with_adapter(target, **lora) -> PeftModel:
     """A LoRA adapter with weights large enough to change the answer."""
     adapted = get_peft_model(target, LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **lora)).eval()

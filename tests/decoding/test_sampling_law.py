@@ -411,6 +411,37 @@ def test_answers_of_a_batch_have_the_law_of_the_target(pair, name, num_rows, num
     assert odds(counts, exact_law(pair[0], processors_of(name))) > LEVEL
 
 
+def test_answers_have_the_law_of_the_target_beside_a_longer_prompt(pair):
+    """1,200 padded rows beside as many of another prompt, which accept other numbers of tokens, three times."""
+    target, draft = pair
+    draft.generation_config.draft_tree_batch_size = 2400
+    longer = torch.tensor([[2, 6, 0, 3, 5, 2, 6, 1, 1]])
+    padding = (longer.shape[1] - PROMPT.shape[1], 0)
+    inputs = torch.cat((torch.nn.functional.pad(PROMPT, padding), longer))
+    mask = torch.cat((torch.nn.functional.pad(torch.ones_like(PROMPT), padding), torch.ones_like(longer)))
+    torch.manual_seed(0)
+    answers = [
+        target.generate(
+            inputs,
+            attention_mask=mask,
+            assistant_model=draft,
+            num_return_sequences=1200,
+            do_sample=True,
+            temperature=1.3,
+            top_k=0,
+            max_new_tokens=ANSWER_LENGTH,
+        )
+        for _ in range(3)
+    ]
+    new = torch.cat([answer[:, longer.shape[1] :] for answer in answers])
+    is_ours = torch.tensor([True, False]).repeat_interleave(1200).repeat(3)
+    counts = code_of(new[is_ours]).bincount(minlength=VOCAB_SIZE**ANSWER_LENGTH)
+    law = exact_law(target, processors_of("T=1.3"))
+    assert odds(counts, law) > LEVEL
+    others = code_of(new[~is_ours]).bincount(minlength=VOCAB_SIZE**ANSWER_LENGTH)
+    assert odds(others, law) < LEVEL  # another prompt has another law, or the comparison would prove nothing
+
+
 def test_rows_that_advance_in_step_have_the_law_of_the_target(pair):
     """400 tokens of four rows, of which a cycle keeps as many as the least lucky row accepts."""
     torch.manual_seed(0)
