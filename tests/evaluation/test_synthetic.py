@@ -12,6 +12,7 @@ from transformers_griffin.evaluation import synthetic
 from transformers_griffin.evaluation.answers import TimedBatch, answer_batch
 from transformers_griffin.evaluation.synthetic import SyntheticResults, SyntheticRow, as_markdown, measure_synthetic
 from transformers_griffin.evaluation.synthetic_pair import SHAPES, agreeing_target, build_pair
+from transformers_griffin.evaluation.weight_reads import WeightReads
 
 
 CPU = torch.device("cpu")
@@ -87,6 +88,17 @@ def test_a_synthetic_draft_may_propose_fewer_tokens():
     assert results.as_dict()["draft_vocab_size"] == 16
     assert as_markdown(results).splitlines()[0].endswith("(tokens/levels/width), 16 draft tokens")
     assert results.rows[0].tokens_per_cycle > 1
+    assert results.as_dict()["weight_reads"]["draft_head_bytes"] == 16 * 64 * 4
+
+
+def test_the_table_says_what_the_floor_of_the_cost_is_and_that_it_is_computed():
+    """5 GB of 10 in each of two passes: a cycle reads as much as two steps."""
+    reads = WeightReads(10_000_000_000, 1_000_000_000, 5_000_000_000, num_passes=2)
+    results = SyntheticResults("tiny", "float32", {"n": 59}, 1, 1, [], {}, None, weight_reads=reads)
+    assert as_markdown(results).splitlines()[4] == (
+        "Computed, not measured: a plain step reads 10.00 GB of weights, a draft pass 5.00 GB (1.00 GB of them the LM "
+        "head's), a cycle 20.00 GB. If weights alone took time, a cycle would cost 2.00 steps."
+    )
 
 
 def test_lengths_without_time_left_are_skipped_and_named(monkeypatch):

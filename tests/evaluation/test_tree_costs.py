@@ -59,7 +59,7 @@ def test_probes_reach_both_ends_of_every_axis():
         values = {getattr(tree, axis) for tree in trees}
         assert {min(values), max(values)} <= {getattr(tree, axis) for tree in probes}
     for width in (1, 10):
-        assert {2, 8} <= {tree.draft_tree_depth for tree in probes if tree.draft_tree_top_k == width}
+        assert {1, 8} <= {tree.draft_tree_depth for tree in probes if tree.draft_tree_top_k == width}
     shapes = {(tree.draft_tree_top_k, tree.draft_tree_depth) for tree in probes}
     assert len(shapes) == 6  # three widths with two depths each: no curve of a width has a single point
     assert choose_probes(trees[:1]) == trees[:1]

@@ -22,6 +22,7 @@ from .synthetic import SyntheticResults, measure_synthetic
 from .tree_costs import TreeGrid
 from .tree_drawing import draw_tree
 from .tuning import TuningResult, tune_tree
+from .weight_reads import WeightReads, weight_reads
 
 
 __all__ = [
@@ -54,6 +55,8 @@ __all__ = [
     "tune_tree",
     "SyntheticResults",
     "measure_synthetic",
+    "WeightReads",
+    "weight_reads",
     "CycleProfile",
     "profile_cycles",
 ]

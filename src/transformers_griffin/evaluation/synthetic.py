@@ -27,6 +27,7 @@ from .cycle_timing import CycleTime, record_parts
 from .methods import COMPILED, DRAFT, PLAIN, PLAIN_COMPILED, Decoder, make_decoders
 from .stopwatch import Stopwatch
 from .synthetic_pair import MAX_POSITIONS, agreeing_target, build_pair
+from .weight_reads import WeightReads, weight_reads
 
 
 logger = logging.get_logger(__name__)
@@ -79,6 +80,7 @@ class SyntheticResults:
     skipped: dict[int, str]  # prompt length -> why
     paper_cycle_cost: float | None
     draft_vocab_size: int | None = None  # tokens that the draft can propose; None is all
+    weight_reads: WeightReads | None = None  # computed: the floor under the cycle cost
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -157,6 +159,7 @@ def measure_synthetic(
         skipped=skipped,
         paper_cycle_cost=PAPER_CYCLE_COSTS.get(shape),
         draft_vocab_size=draft_vocab_size,
+        weight_reads=weight_reads(target, draft),
         provenance=provenance or {},
     )
 
@@ -285,6 +288,7 @@ def as_markdown(results: SyntheticResults) -> str:
         f"{results.provenance.get('device', 'device not recorded')}. Cycle cost: one cycle over one plain step. "
         f"Paper (A100, its own code, eager): {paper}.",
         "",
+        *_floor(results.weight_reads),
         f"| {' | '.join(COLUMNS)} |",
         "|---" * len(COLUMNS) + "|",
     ]
@@ -303,6 +307,20 @@ def as_markdown(results: SyntheticResults) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [f"| {length} | {why} |" + " |" * (len(COLUMNS) - 2) for length, why in results.skipped.items()]
     return "\n".join(lines) + "\n"
+
+
+def _floor(reads: WeightReads | None) -> list[str]:
+    if reads is None:
+        return []
+    step, one_pass, head = (
+        f"{size / 1e9:.2f} GB" for size in (reads.step_bytes, reads.draft_pass_bytes, reads.draft_head_bytes)
+    )
+    return [
+        f"Computed, not measured: a plain step reads {step} of weights, a draft pass {one_pass} ({head} of them the "
+        f"LM head's), a cycle {reads.cycle_bytes / 1e9:.2f} GB. If weights alone took time, a cycle would cost "
+        f"{reads.cycle_cost:.2f} steps.",
+        "",
+    ]
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -4,7 +4,7 @@ Random pairs in the shape of published ones, for what does not depend on weights
 A random draft is never right. Cycles that accept nothing would be untypical, so the target can be made to agree with
 one path of each tree: a few small operations a cycle, counted as accepting.
 
-Next: `synthetic.py`.
+Next: `weight_reads.py`.
 """
 
 from collections.abc import Callable, Iterator

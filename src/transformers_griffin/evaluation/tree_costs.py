@@ -35,11 +35,11 @@ class TreeGrid:
     """
     The trees to choose from: all combinations that form a tree.
 
-    The defaults reach from chains to the paper's tree (59 tokens, 6 levels, 10 wide) and a little beyond.
+    The defaults reach from a single token to the paper's tree (59 tokens, 6 levels, 10 wide) and a little beyond.
     """
 
-    num_tokens: Sequence[int] = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 59, 80)
-    depths: Sequence[int] = (2, 3, 4, 5, 6, 7, 8)
+    num_tokens: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 59, 80)
+    depths: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8)
     widths: Sequence[int] = (1, 2, 3, 4, 6, 10)
 
     def trees(self, vocab_size: int) -> list[TreeSettings]:
