@@ -54,7 +54,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--device", help="for example cuda or cpu (default: cuda if there is one)")
     parser.add_argument("--save", action="store_true", help="write the winner into the draft's directory")
-    grid = parser.add_argument_group("trees to choose from (default: from one token to a little beyond the paper's tree)")
+    grid = parser.add_argument_group("trees to choose from (default: from one token to beyond the paper's tree)")
     for option, help in (
         ("--num-tokens", "drafted tokens verified per cycle"),
         ("--depths", "levels of the tree"),

@@ -13,7 +13,7 @@ is built, the draft's cache forgets the levels and keeps only verified pairs.
 The rows of a batch may bring different numbers of pairs. They are read side by side, and then stored as `kv_cache.py`
 says: each row's pairs one behind the other.
 
-Next: `verification.py`.
+Next: `finished_rows.py`.
 """
 
 from typing import Any, ClassVar

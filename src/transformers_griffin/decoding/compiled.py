@@ -11,7 +11,7 @@ compilation, by target and draft.
 
 Whether to compile is transformers' decision (`cache_implementation="static"`, `disable_compile`, `compile_config`).
 
-Next: `loop.py`.
+Next: `outputs.py`.
 """
 
 import threading

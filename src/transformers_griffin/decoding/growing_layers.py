@@ -54,8 +54,9 @@ class GrowingLayer(DynamicLayer):
         self.stores = {}
         super().reset()
 
-    def _append(self, name: str, entries: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    def _append(self, name: str, entries: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
         """`entries` and `new` in one store: a new one where `entries` are in none, or theirs is full."""
+        assert entries is not None  # the layer is initialized
         store = self.stores.get(name)
         length = entries.shape[-2] if entries.numel() > 0 else 0
         start, num_all = _first_slot(entries, store), length + new.shape[-2]
@@ -110,7 +111,7 @@ def as_growing(layer: Any) -> Any:
         return _with_entries(GrowingLayer(), layer)
     if type(layer) is DynamicSlidingWindowLayer:
         growing = _with_entries(GrowingSlidingLayer(layer.sliding_window), layer)
-        growing.offset = layer.cumulative_length - (layer.keys.shape[-2] if layer.is_initialized else 0)
+        growing.offset = layer.cumulative_length - (0 if layer.keys is None else layer.keys.shape[-2])
         return growing
     return layer
 
@@ -121,7 +122,7 @@ def as_dynamic(layer: Any) -> Any:
         return _with_entries(DynamicLayer(), layer)
     if type(layer) is GrowingSlidingLayer:
         dynamic = DynamicSlidingWindowLayer(layer.sliding_window)
-        if layer.is_initialized:
+        if layer.keys is not None and layer.values is not None:
             dynamic.update(layer.keys, layer.values)
             dynamic.cumulative_length = layer.get_seq_length()
         return dynamic

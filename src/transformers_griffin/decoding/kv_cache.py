@@ -20,7 +20,7 @@ overwritten by what the row accepts next::
 So the cache grows with its longest row: nothing is left behind, and nothing is moved but the accepted paths. It knows
 caches and paths, nothing of trees or models.
 
-Next: `candidate_generator.py`.
+Next: `verification.py`.
 """
 
 from typing import Any

@@ -4,7 +4,7 @@ The target's side of a cycle: prefill, and one forward over all nodes of a tree 
 It turns a tree into what a stock transformers model reads (4-D masks, one per kind of attention layer, and per-depth
 positions), taps the features on the way to the LM head, and decides whether this target can verify trees at all.
 
-Next: `outputs.py`.
+Next: `compiled.py`.
 """
 
 import inspect

@@ -15,6 +15,7 @@ Next: `synthetic.py`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -52,7 +53,8 @@ def weight_reads(
         draft ([`GriffinDraftModel`]): for it; its `generation_config` says how many levels a tree has.
         draft_vocab_size (`int`, *optional*): how many tokens a draft can propose; as many as this one when not given.
     """
-    embedding, head = target.get_input_embeddings().weight, target.get_output_embeddings().weight
+    embedding: Any = target.get_input_embeddings().weight
+    head: Any = target.get_output_embeddings().weight
     is_tied = embedding is head
     row_bytes = head.nbytes // head.shape[0]
     head_bytes = row_bytes * (draft_vocab_size or draft.config.proposal_vocab_size)
