@@ -249,6 +249,24 @@ def test_static_layers_with_room_enough_are_kept() -> None:
     assert all(now is before for now, before in zip(cache.layers, layers, strict=True))
 
 
+def test_static_layers_of_a_user_are_kept_and_those_of_generate_get_the_room_they_need() -> None:
+    """`generate()` makes its cache as long as the longest answer so far."""
+    for is_users, capacity in ((True, 1000), (False, 64)):
+        cache = StaticCache(_config(), max_cache_len=1000)
+        cache._is_user_defined = is_users
+        prepare_for_tree(cache, NUM_NODES, max_length=40, capacity_step=64)
+        assert [layer.max_cache_len for layer in cache.layers] == [capacity, capacity]
+
+
+def test_filled_static_layers_need_room_for_a_tree_and_not_for_a_whole_step() -> None:
+    cache = StaticCache(_config(), max_cache_len=47)
+    cache.update(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), 0)
+    prepare_for_tree(cache, NUM_NODES, max_length=40, capacity_step=64)
+    assert cache.layers[0].max_cache_len == 47
+    with pytest.raises(ValueError, match="The static cache holds 47 tokens, but 41 tokens and a tree of 8 nodes"):
+        prepare_for_tree(cache, NUM_NODES, max_length=41, capacity_step=64)
+
+
 def test_static_layers_with_windows_remember_the_whole_sequence() -> None:
     config = MistralConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2, sliding_window=WINDOW)
     cache = StaticCache(config, max_cache_len=40)

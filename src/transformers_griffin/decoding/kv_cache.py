@@ -95,7 +95,7 @@ def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int, capacity_ste
         ValueError: if a static cache that already holds tokens is too small for a tree behind `max_length`.
     """
     needed = max_length + num_nodes - 1
-    needed += -needed % capacity_step
+    capacity = needed + -needed % capacity_step
     is_users = getattr(cache, "_is_user_defined", False)
     for idx, layer in enumerate(_layers(cache)):
         if type(layer) is StaticSlidingWindowLayer:
@@ -104,15 +104,19 @@ def prepare_for_tree(cache: Cache, num_nodes: int, max_length: int, capacity_ste
                     "A static cache with sliding-window layers that already holds tokens cannot verify trees. Pass an "
                     "empty StaticCache, or a DynamicCache."
                 )
-            cache.layers[idx] = StaticFullSlidingLayer(max_cache_len=needed)
-        elif type(layer) in STATIC_LAYERS and (layer.max_cache_len < needed or not (is_users or layer.is_initialized)):
+            cache.layers[idx] = StaticFullSlidingLayer(max_cache_len=capacity)
+        elif type(layer) not in STATIC_LAYERS:
+            continue
+        elif layer.max_cache_len < needed:
             if layer.get_seq_length() > 0:
                 raise ValueError(
                     f"The static cache holds {layer.max_cache_len} tokens, but {max_length} tokens and a tree of "
                     f"{num_nodes} nodes behind them need {needed}. Make it with max_cache_len={needed} or more, or "
                     "lower `max_new_tokens` or the draft's `num_assistant_tokens`."
                 )
-            cache.layers[idx] = type(layer)(max_cache_len=needed)
+            cache.layers[idx] = type(layer)(max_cache_len=capacity)
+        elif layer.max_cache_len > capacity and not (is_users or layer.is_initialized):
+            cache.layers[idx] = type(layer)(max_cache_len=capacity)
 
 
 def start_growing(cache: Cache) -> None:
