@@ -17,11 +17,13 @@ import torch
 from architectures import ARCHITECTURES, Architecture, make_prompt, make_target
 from batches import PlainBatch, decode_batch, decode_batch_plainly, tau_of
 from exactness import GREEDY, PAPER_TREE, SMALL_TREE, Plain, assert_exact, decode_plainly, decode_with_noisy_oracle
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from noisy_oracle import noisy_oracle, rows_are_followed
 from transformers_griffin.decoding import kernels
 from transformers_griffin.decoding.kernels.attention_function import TREE_IMPLEMENTATION, can_read_packed_masks
 from transformers_griffin.decoding.kernels.packed_mask import is_left_padded
+from transformers_griffin.decoding.target_forward import TargetForward
 
 
 __all__ = ["rows_are_followed"]
@@ -211,3 +213,61 @@ def test_masks_are_packed_for_sdpa_and_dtypes_of_the_kernel_alone(monkeypatch: p
     assert not can_read_packed_masks(make_target(BY_NAME["Llama"], "eager").to(DEVICE))
     monkeypatch.setattr(kernels, "available", lambda device: False)
     assert not can_read_packed_masks(target.float())
+
+
+class NoLongMasks(TorchDispatchMode):
+    """Fails as soon as an operator makes a tensor with several rows that are as long as a cache."""
+
+    def __init__(self, lengths: range):
+        super().__init__()
+        self.lengths = lengths
+        self.num_matrices = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.dim() > 1 and tensor.shape[-2] > 1:
+                self.num_matrices += 1
+                assert tensor.shape[-1] not in self.lengths, f"{func} makes {tuple(tensor.shape)}"
+        return result
+
+
+def decode_watched(monkeypatch: pytest.MonkeyPatch) -> int:
+    """
+    Number of cycles of a short answer, watched from the first verification on.
+
+    The cache has 130 slots and some more; nothing else in these models is as wide.
+    """
+    plain: Plain = on_device(decode_plainly(BY_NAME["Llama"], 130))
+    mode, verify, num_cycles = NoLongMasks(range(130, 150)), TargetForward.verify, 0
+
+    def watched(self: TargetForward, *args: Any) -> Any:
+        nonlocal num_cycles
+        if num_cycles == 0:
+            mode.__enter__()
+        num_cycles += 1
+        return verify(self, *args)
+
+    monkeypatch.setattr(TargetForward, "verify", watched)
+    try:
+        ours, _ = decode_with_noisy_oracle(plain, (6, 3, 2), max_new_tokens=6)
+    finally:
+        mode.__exit__(None, None, None)
+    assert ours.sequences.tolist() == plain.output.sequences[:, :136].tolist()
+    assert mode.num_matrices > 100
+    return num_cycles
+
+
+def test_no_mask_as_long_as_the_cache_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By target and draft, with the attention kernel itself."""
+    from transformers_griffin.decoding.kernels import tree_attention
+
+    monkeypatch.setattr(tree_attention, ATTENTION, tree_attention.tree_attention)
+    assert decode_watched(monkeypatch) >= 2
+
+
+def test_without_kernels_such_a_mask_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch itself."""
+    monkeypatch.setattr(kernels, "available", lambda device: False)
+    with pytest.raises(AssertionError, match=r"makes \(1, 7, 13\d\)"):
+        decode_watched(monkeypatch)
