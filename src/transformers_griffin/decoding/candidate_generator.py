@@ -288,17 +288,17 @@ class GriffinCandidateGenerator(CandidateGenerator):
         batch_size, k = predict.shape[0], self.top_k
         num_verified, position_ids = self._num_verified(), self.next_position.expand(-1, k)
         beam, candidates = self._grow_level(predict, self._root(batch_size), level=0)
-        pool, features = [candidates], regress.expand(-1, k, -1)
+        pool = [candidates]
         for level in range(1, self.depth):
             output = self._read(
                 self._level_mask(beam.sees, num_verified),
                 input_ids=beam.tokens,
-                features=features,
+                features=regress.gather(1, beam.rows.unsqueeze(-1).expand(-1, -1, regress.shape[-1])),
                 position_ids=position_ids + (level - 1),
             )
+            regress = output.regress
             beam, candidates = self._grow_level(output.predict, beam, level)
             pool.append(candidates)
-            features = output.regress.gather(1, beam.rows.unsqueeze(-1).expand(-1, -1, output.regress.shape[-1]))
         crop_last(self.cache, (self.depth - 1) * k)
         return join_levels(pool, pool_device)
 
