@@ -32,8 +32,6 @@ from .kernels.attention_function import attn_implementation, can_read_packed_mas
 from .kernels.packed_mask import is_left_padded, pack_tree_mask
 from .kv_cache import crop_last, keep_path
 from .levels import Beam, grow_level, join_levels, propose_children, root_beam
-from .kv_cache import crop_last, keep_path
-from .levels import Beam, Proposals, grow_level, join_levels, propose_children, root_beam
 from .verification import Acceptance
 
 
