@@ -159,7 +159,7 @@ def time_compaction(args: argparse.Namespace) -> dict[str, float | None]:
 
     def with_pytorch() -> None:
         for tensor in entries:
-            _move_to_front(tensor, path, args.prefix)
+            _move_to_front(tensor, path, args.prefix, None)
 
     row = compare(args, with_kernel, with_pytorch)
     host = None if args.interpret else host_ms(with_kernel)
