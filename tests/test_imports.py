@@ -30,6 +30,7 @@ ROOMS = (
 # Within decoding, too.
 DECODING = (
     "draft_tree",
+    "levels",
     "kernels",
     "growing_layers",
     "kv_cache",

@@ -86,25 +86,34 @@ def host_ms(function: Timed, repeats: int = 50) -> float:
     return 1000 * statistics.median(times)
 
 
-def random_tree(args: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """The tree that a random draft grows, the pool of its candidates and its last level."""
-    from transformers_griffin.decoding.draft_tree import CandidatePool, build_tree
-    from transformers_griffin.decoding.kernels.levels import empty_pool, grow_level_reference, root_beam
+def random_levels(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The pool of candidates that a random draft grows, and its last level but one."""
+    from transformers_griffin.decoding.kernels.growth import grow_level
+    from transformers_griffin.decoding.kernels.packed_mask import pack_tree_mask
+    from transformers_griffin.decoding.levels import join_levels, root_beam
+
+    device = torch.device(args.device)
+    sees = torch.zeros(1, 1, args.depth * args.top_k, dtype=torch.bool, device=device)
+    ends = torch.tensor([args.prefix], device=device)
+    beam, levels = root_beam(pack_tree_mask(sees, sees[..., 0].long(), ends).squeeze(1)), []
+    for level in range(args.depth):
+        above = beam
+        beam, candidates = grow_level(*random_proposals(args, above.tokens.shape[1]), above, level)
+        levels.append(candidates)
+    return join_levels(levels, device), above
+
+
+def random_tree(args: argparse.Namespace) -> Any:
+    from transformers_griffin.decoding.draft_tree import build_tree
 
     root = torch.zeros(1, 1, dtype=torch.long, device=args.device)
-    beam, pool = root_beam(root, args.depth * args.top_k), empty_pool(1, pool_size(args), torch.device(args.device))
-    for level in range(args.depth):
-        beam = grow_level_reference(*random_proposals(args, beam.tokens.shape[1]), beam, pool, level)
-    return build_tree(root, CandidatePool(pool.tokens, pool.scores, pool.parents), args.nodes, args.depth), pool, beam
+    return build_tree(root, random_levels(args)[0], args.nodes, args.depth)
 
 
-def pool_size(args: argparse.Namespace) -> int:
-    return args.top_k + (args.depth - 1) * args.top_k**2
+def random_proposals(args: argparse.Namespace, width: int) -> Any:
+    from transformers_griffin.decoding.levels import propose_children
 
-
-def random_proposals(args: argparse.Namespace, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    logits = 3 * torch.randn(1, width, args.vocab, device=args.device)
-    return *logits.topk(args.top_k, dim=-1), logits.logsumexp(dim=-1)
+    return propose_children(3 * torch.randn(1, width, args.vocab, device=args.device), args.top_k)
 
 
 def time_attention(args: argparse.Namespace) -> dict[str, float | None]:
@@ -115,7 +124,7 @@ def time_attention(args: argparse.Namespace) -> dict[str, float | None]:
     from transformers_griffin.decoding.kernels.packed_mask import pack_tree_mask
     from transformers_griffin.decoding.kernels.tree_attention import tree_attention
 
-    tree, _, _ = random_tree(args)
+    tree = random_tree(args)
     kv_length, kind = args.prefix + args.nodes, {"device": args.device, "dtype": getattr(torch, args.dtype)}
     query = torch.randn(1, args.nodes, args.heads, args.head_dim, **kind).transpose(1, 2)
     key, value = (torch.randn(1, args.kv_heads, kv_length, args.head_dim, **kind) for _ in range(2))
@@ -150,7 +159,7 @@ def time_compaction(args: argparse.Namespace) -> dict[str, float | None]:
 
     def with_pytorch() -> None:
         for tensor in entries:
-            _move_to_front(tensor, path, args.prefix)
+            _move_to_front(tensor, path, args.prefix, None)
 
     row = compare(args, with_kernel, with_pytorch)
     host = None if args.interpret else host_ms(with_kernel)
@@ -163,7 +172,7 @@ def time_walk(args: argparse.Namespace) -> dict[str, float | None]:
     from transformers_griffin.decoding.kernels.accept_walk import accept_walk
     from transformers_griffin.decoding.verification import accept_path
 
-    tree, _, _ = random_tree(args)
+    tree = random_tree(args)
     choices = tree.tokens.roll(-1, dims=1)
     return compare(
         args,
@@ -174,21 +183,23 @@ def time_walk(args: argparse.Namespace) -> dict[str, float | None]:
 
 def time_growth(args: argparse.Namespace) -> dict[str, float | None]:
     """One level and the choice of the tree's nodes, without the top-k over the vocabulary that both need."""
-    from transformers_griffin.decoding.draft_tree import CandidatePool, build_tree
-    from transformers_griffin.decoding.kernels.growth import grow_level, pick_nodes
-    from transformers_griffin.decoding.kernels.levels import grow_level_reference
+    from transformers_griffin.decoding import draft_tree, levels
+    from transformers_griffin.decoding.kernels import growth
 
-    tree, pool, beam = random_tree(args)
+    pool, packed = random_levels(args)
+    num_slots = (args.depth - 1) * args.top_k  # that the last level but one may see
+    flags = torch.ones(1, args.top_k, num_slots, dtype=torch.bool, device=args.device)
+    beam = levels.Beam(packed.tokens, packed.scores, packed.pool_index, packed.rows, sees=flags)
     proposals = random_proposals(args, args.top_k)
-    candidates, root = CandidatePool(pool.tokens, pool.scores, pool.parents), tree.tokens[:, :1]
+    root = torch.zeros(1, 1, dtype=torch.long, device=args.device)
 
     def with_kernels() -> None:
-        grow_level(*proposals, beam, pool, level=args.depth - 1)
-        pick_nodes(root, pool, args.nodes, args.depth)
+        growth.grow_level(*proposals, packed, args.depth - 1)
+        growth.build_tree(root, pool, args.nodes, args.depth)
 
     def with_pytorch() -> None:
-        grow_level_reference(*proposals, beam, pool, level=args.depth - 1)
-        build_tree(root, candidates, args.nodes, args.depth)
+        levels.grow_level(*proposals, beam, args.depth - 1)
+        draft_tree.build_tree(root, pool, args.nodes, args.depth)
 
     return compare(args, with_kernels, with_pytorch)
 

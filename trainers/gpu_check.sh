@@ -6,8 +6,10 @@
 #   trainers/gpu_check.sh qwen2-7b runs/qwen2                another shape, another folder
 #   PYTHON=.venv/bin/python trainers/gpu_check.sh            another interpreter
 #
-# It takes at most TIME_BUDGET seconds (default 480) for the benchmark beside some minutes for the rest. Nothing is
-# downloaded. The interpreter needs torch with CUDA, transformers and pytest; where registries can be reached:
+# It measures cycle cost and memory at prompts of 512 and 16k, with the whole head, with 32k tokens of it, and the latter
+# with kernels; tree attention against sdpa at 8k; and the compaction's share of a cycle. Each of the three benchmarks
+# takes at most TIME_BUDGET seconds (default 480), the rest some minutes. Nothing is downloaded. The interpreter needs
+# torch with CUDA, transformers and pytest; where registries can be reached:
 #
 #   python3 -m venv .venv && .venv/bin/pip install -c constraints.txt torch && .venv/bin/pip install -e ".[test]"
 #
@@ -21,11 +23,20 @@ export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HU
 "$PYTHON" -m pytest -o addopts= -q tests/test_cuda.py
 if "$PYTHON" -c 'import triton' 2> /dev/null; then  # the kernels, one by one and in decoding
     "$PYTHON" -m pytest -o addopts= -q -m "not slow" tests/decoding/kernels \
-        tests/decoding/test_tree_attention_in_models.py tests/decoding/test_decoding_with_kernels.py
-    "$PYTHON" trainers/benchmark_kernels.py
+        tests/decoding/test_tree_attention_in_models.py tests/decoding/test_decoding_with_kernels.py \
+        tests/decoding/test_drafting_with_kernels.py
 fi
-for tokens in all 32768; do  # of the head that drafting reads
-    head=$([ "$tokens" = all ] || echo "--draft-vocab-size $tokens")
-    "$PYTHON" -m transformers_griffin.cli bench --synthetic "${1:-llama-3-8b}" --output "${2:-runs/gpu}/$tokens" \
-        --prompt-lengths 512 16384 --time-budget "${TIME_BUDGET:-480}" $head
-done
+OUTPUT=${2:-runs/gpu}
+bench() {  # folder, kernels, further arguments
+    TRANSFORMERS_GRIFFIN_KERNELS=$2 "$PYTHON" -m transformers_griffin.cli bench --synthetic "$SHAPE" \
+        --output "$OUTPUT/$1" --prompt-lengths 512 16384 --time-budget "${TIME_BUDGET:-480}" "${@:3}"
+}
+SHAPE=${1:-llama-3-8b}
+bench all 0  # of the head that drafting reads
+bench 32768 0 --draft-vocab-size 32768
+if "$PYTHON" -c 'import triton' 2> /dev/null; then
+    bench 32768-kernels 1 --draft-vocab-size 32768
+    CYCLE_MS=$("$PYTHON" -c 'import json, sys
+print(1000 * min(row["cycle_seconds"] for row in json.load(open(sys.argv[1]))["rows"]))' "$OUTPUT/32768/synthetic.json")
+    "$PYTHON" trainers/benchmark_kernels.py --cycle_ms "$CYCLE_MS"  # for the compaction's share of a cycle
+fi

@@ -1,4 +1,4 @@
-"""Trees, masks and proposals agree with slow oracles that look at one node at a time."""
+"""Trees and masks agree with slow oracles that look at one node at a time."""
 
 import math
 from dataclasses import dataclass, replace
@@ -15,7 +15,6 @@ from transformers_griffin.decoding.draft_tree import (
     as_attention_mask,
     build_tree,
     pool_size,
-    propose_children,
     stable_top_k,
     tree_attention_mask,
 )
@@ -111,58 +110,6 @@ def test_stable_top_k_prefers_the_lower_index_among_equals(rows, data):
     expected = [best(list(range(7)), row, k) for row in rows]
     assert indices.tolist() == expected
     assert values.tolist() == [[row[i] for i in chosen] for row, chosen in zip(rows, expected, strict=True)]
-
-
-@many
-@given(
-    st.integers(1, 3),
-    st.integers(1, 4),
-    st.integers(1, 9),
-    st.sampled_from(["normal", "ties", "saturated", "-inf", "half"]),
-    st.integers(0, 10**6),
-)
-def test_propose_children_gives_the_most_probable_distinct_tokens(batch_size, beam, top_k, kind, seed):
-    """Every child's score is its parent's plus log softmax, worked out in float64 with Python's own exp and log."""
-    vocab_size = 9
-    torch.manual_seed(seed)
-    logits = 3 * torch.randn(batch_size, beam, vocab_size)
-    if kind == "ties":
-        logits = logits.round().clamp(-1, 1)
-    elif kind == "saturated":
-        logits[..., seed % vocab_size] = 1e4
-    elif kind == "-inf":
-        logits = logits.masked_fill(torch.rand_like(logits) < 0.7, -math.inf)
-        logits[..., seed % vocab_size] = 0.0  # a distribution needs one possible token
-    elif kind == "half":
-        logits = logits.bfloat16()
-    beam_scores = -torch.rand(batch_size, beam)
-
-    tokens, scores = propose_children(logits, beam_scores, top_k)
-
-    assert tokens.shape == scores.shape == (batch_size, beam, top_k)
-    assert scores.dtype == torch.float32
-    for row in range(batch_size):
-        for node in range(beam):
-            node_logits = logits[row, node].tolist()
-            highest = max(node_logits)
-            log_total = highest + math.log(sum(math.exp(x - highest) for x in node_logits))
-            found = tokens[row, node].tolist()
-            assert len(set(found)) == top_k
-            assert [node_logits[token] for token in found] == sorted(node_logits, reverse=True)[:top_k]
-            expected = [beam_scores[row, node].item() + node_logits[token] - log_total for token in found]
-            assert scores[row, node].tolist() == pytest.approx(expected, rel=1e-6, abs=1e-5)
-            assert (scores[row, node] <= beam_scores[row, node]).all()
-
-
-@pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_propose_children_calls_undefined_probabilities_impossible(poison):
-    """A draft that overflows (NaN or +inf logits) proposes what it likes, but at score -inf, never NaN."""
-    logits = torch.tensor([[[0.0, poison, 1.0], [0.0, 1.0, 2.0], [-math.inf, -math.inf, -math.inf]]])
-    tokens, scores = propose_children(logits, torch.zeros(1, 3), top_k=2)
-    assert scores[0, 0].tolist() == [-math.inf, -math.inf]
-    assert scores[0, 1].isfinite().all()
-    assert scores[0, 2].tolist() == [-math.inf, -math.inf]
-    assert (tokens[..., 0] != tokens[..., 1]).all()
 
 
 # ---------------------------------------------------------------------- trees

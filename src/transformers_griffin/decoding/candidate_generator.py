@@ -25,17 +25,13 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.utils import logging
 
 from ..modeling_griffin import DEFAULT_TREE, GriffinDraftModel
-from .draft_tree import (
-    CandidatePool,
-    DraftTree,
-    as_attention_mask,
-    build_tree,
-    pool_size,
-    propose_children,
-    stable_top_k,
-)
+from . import kernels
+from .draft_tree import CandidatePool, DraftTree, as_attention_mask, build_tree, pool_size
 from .growing_layers import GrowingLayer
+from .kernels.attention_function import attn_implementation, can_read_packed_masks, reading_packed_masks
+from .kernels.packed_mask import is_left_padded, pack_tree_mask
 from .kv_cache import crop_last, keep_path
+from .levels import Beam, grow_level, join_levels, propose_children, root_beam
 from .verification import Acceptance
 
 
@@ -86,12 +82,14 @@ class GriffinCandidateGenerator(CandidateGenerator):
         self.next_position = torch.zeros(
             1, 1, dtype=torch.long, device=draft.device
         )  # (batch_size, 1): of the next pair
-        if draft.config._attn_implementation not in TREE_ATTENTION:
+        implementation = attn_implementation(draft.config)
+        if implementation not in TREE_ATTENTION:
             logger.warning_once(
-                f"The draft's attention implementation {draft.config._attn_implementation!r} takes no tree mask; "
+                f"The draft's attention implementation {implementation!r} takes no tree mask; "
                 "the draft uses 'sdpa' instead."
             )
             draft.set_attn_implementation("sdpa")
+        self.packs_masks = can_read_packed_masks(draft)  # levels are then grown, and attended to, by kernels
 
     @property
     def num_nodes(self) -> int:
@@ -149,6 +147,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
         token_embeds: torch.Tensor | None,
         num_new: list[int] | None,
     ) -> DraftTree:
+        self.packs_masks = self.packs_masks and is_left_padded(padding_mask)
         counts = None
         if num_new is not None:
             counts = torch.tensor(num_new, device=self.draft.device).unsqueeze(1)
@@ -157,7 +156,12 @@ class GriffinCandidateGenerator(CandidateGenerator):
         if num_new is not None:
             self._close_gaps(num_new, features.shape[1])
         pool = self.grow(newest(predict, counts), newest(regress, counts), tokens.device)
-        return build_tree(newest(tokens, counts), pool, self.num_nodes, self.depth)
+        roots = newest(tokens, counts)
+        if kernels.available(roots.device):
+            from .kernels import growth
+
+            return growth.build_tree(roots, pool, self.num_nodes, self.depth)
+        return build_tree(roots, pool, self.num_nodes, self.depth)
 
     def new_pairs(
         self, acceptance: Acceptance, node_features: torch.Tensor, num_kept: list[int], is_row_wise: bool
@@ -203,24 +207,32 @@ class GriffinCandidateGenerator(CandidateGenerator):
             position_ids = self.next_position + (is_real.cumsum(dim=-1) - 1).clamp(min=0)
             self.next_position = self.next_position + is_real.sum(dim=-1, keepdim=True)
 
-        output = self.draft(
+        output = self._read(
+            self._causal_mask(batch_size, num_new),
             inputs_embeds=token_embeds.to(device=self.draft.device, dtype=self.draft.dtype),
             features=features,
             position_ids=position_ids,
-            attention_mask=self._causal_mask(num_new),
-            past_key_values=self.cache,
         )
         return output.predict, output.regress
 
-    def _causal_mask(self, num_new: int) -> Any:
-        """None without padding; else in 4-D, as transformers would ask the host what is in a 2-D mask."""
-        if self.padding_mask is None:
+    def _read(self, attention_mask: Any, **inputs: torch.Tensor) -> Any:
+        """A pass of the draft, a `GriffinDraftOutput`; its attention takes packed masks, too."""
+        if not isinstance(attention_mask, torch.Tensor) or attention_mask.dtype != torch.long:
+            return self.draft(attention_mask=attention_mask, past_key_values=self.cache, **inputs)
+        with reading_packed_masks(self.draft.config):
+            return self.draft(attention_mask=attention_mask, past_key_values=self.cache, **inputs)
+
+    def _causal_mask(self, batch_size: int, num_new: int) -> Any:
+        """None without padding, or in 4-D: transformers would ask the host what is in a 2-D mask."""
+        num_pairs = self.cache.get_seq_length()
+        is_packed = self.packs_masks and num_pairs > 0  # a prompt has too many pairs for bits
+        if self.padding_mask is None and not is_packed:
             return None
-        kv_len = self.padding_mask.shape[1]
-        steps = torch.arange(kv_len, device=self.padding_mask.device)
-        sees, itself = steps <= steps[-num_new:, None], steps == steps[-num_new:, None]
-        allowed = (sees & self.padding_mask.bool().unsqueeze(1)) | itself  # (batch_size, new, kv_len)
-        return as_attention_mask(allowed.unsqueeze(1), self.draft.config._attn_implementation, self.draft.dtype)
+        steps = torch.arange(num_new, device=self.draft.device)
+        sees = (steps <= steps.unsqueeze(1)).expand(batch_size, -1, -1)  # (batch_size, new, new)
+        if self.padding_mask is not None:
+            sees = sees & self.padding_mask[:, num_pairs:].bool().unsqueeze(1) | (steps == steps.unsqueeze(1))
+        return self._level_mask(self._pack(sees) if is_packed else sees, num_pairs)
 
     def _extend_padding(self, padding_mask: torch.Tensor | None, batch_size: int, num_new: int) -> None:
         device, past = self.draft.device, self.cache.get_seq_length()
@@ -272,58 +284,65 @@ class GriffinCandidateGenerator(CandidateGenerator):
             pool_device (`torch.device`): where the candidates go.
         """
         batch_size, k = predict.shape[0], self.top_k
-        num_verified, device = self._num_verified(), self.draft.device
-        position_ids = self.next_position.expand(-1, k)
-        zero = torch.zeros(batch_size, 1, device=device)
-
-        tokens, scores = (level.flatten(1) for level in self._propose(predict, zero))
-        parents = torch.full_like(tokens, -1)
-        pool = [(tokens, scores, parents)]
-
-        beam_tokens, beam_scores, beam_regress = tokens, scores, regress.expand(-1, k, -1)
-        beam_pool_index = torch.arange(k, device=device).expand(batch_size, -1)
-        itself = torch.eye(k, dtype=torch.bool, device=device).expand(batch_size, -1, -1)
-        sees_levels = itself  # (batch_size, k, columns of the levels so far): own ancestors and itself
+        num_verified, position_ids = self._num_verified(), self.next_position.expand(-1, k)
+        beam, candidates = self._grow_level(predict, self._root(batch_size), level=0)
+        pool = [candidates]
         for level in range(1, self.depth):
-            output = self.draft(
-                input_ids=beam_tokens,
-                features=beam_regress,
+            output = self._read(
+                self._level_mask(beam.sees, num_verified),
+                input_ids=beam.tokens,
+                features=regress.gather(1, beam.rows.unsqueeze(-1).expand(-1, -1, regress.shape[-1])),
                 position_ids=position_ids + (level - 1),
-                attention_mask=self._level_mask(sees_levels, num_verified),
-                past_key_values=self.cache,
             )
-            child_tokens, child_scores = self._propose(output.predict, beam_scores)
-            child_tokens = child_tokens.flatten(1)
-            first_index = k + (level - 1) * k * k
-            pool.append((child_tokens, child_scores.flatten(1), beam_pool_index.repeat_interleave(k, dim=1)))
-
-            beam_scores, chosen = stable_top_k(child_scores.flatten(1), k)
-            rows = chosen // k  # beam node of the level above
-            beam_tokens, beam_pool_index = child_tokens.gather(1, chosen), first_index + chosen
-            beam_regress = output.regress.gather(1, rows.unsqueeze(-1).expand(-1, -1, output.regress.shape[-1]))
-            parent_sees = sees_levels.gather(1, rows.unsqueeze(-1).expand(-1, -1, sees_levels.shape[-1]))
-            sees_levels = torch.cat((parent_sees, itself), dim=-1)
+            regress = output.regress
+            beam, candidates = self._grow_level(output.predict, beam, level)
+            pool.append(candidates)
         crop_last(self.cache, (self.depth - 1) * k)
-        return CandidatePool(*(torch.cat(parts, dim=1).to(pool_device) for parts in zip(*pool, strict=True)))
+        return join_levels(pool, pool_device)
 
-    def _propose(self, predict: torch.Tensor, beam_scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best children of every beam node, as the target's tokens; both `(batch_size, beam, top_k)`."""
-        logits = self.draft.draft_logits(predict).to(beam_scores.device)
-        children, scores = propose_children(logits, beam_scores, self.top_k)
-        return self.draft.to_target_ids(children), scores
+    def _root(self, batch_size: int) -> Beam:
+        """The root's level. It sees no slot of the levels below, for which a packed mask has bits from the start."""
+        num_slots = self.depth * self.top_k if self.packs_masks else 0
+        sees = torch.zeros(batch_size, 1, num_slots, dtype=torch.bool, device=self.draft.device)
+        return root_beam(self._pack(sees) if self.packs_masks else sees)
+
+    def _grow_level(self, predict: torch.Tensor, beam: Beam, level: int) -> tuple[Beam, CandidatePool]:
+        """The children that the draft proposes after every beam node, as the target's tokens, and the next beam."""
+        tokens, log_probs = propose_children(self.draft.draft_logits(predict), self.top_k)
+        tokens, log_probs = (t.to(self.draft.device) for t in (self.draft.to_target_ids(tokens), log_probs))
+        if self.packs_masks:
+            from .kernels import growth
+
+            return growth.grow_level(tokens, log_probs, beam, level)
+        return grow_level(tokens, log_probs, beam, level)
 
     def _num_verified(self) -> int:
         """Pairs in the cache, those of the longest row."""
         return self.cache.get_seq_length()
 
-    def _level_mask(self, sees_levels: torch.Tensor, num_verified: int) -> Any:
-        batch_size, k, _ = sees_levels.shape
+    def _level_mask(self, sees: torch.Tensor, num_verified: int) -> Any:
+        """What new pairs see: all verified ones and, of those behind them, what `sees` says (packed, it says both)."""
+        if sees.dtype == torch.long:
+            return sees.unsqueeze(1)
+        batch_size, num_new, _ = sees.shape
         if self.padding_mask is None:
-            sees_prefix = torch.ones(batch_size, k, num_verified, dtype=torch.bool, device=sees_levels.device)
+            sees_prefix = torch.ones(batch_size, num_new, num_verified, dtype=torch.bool, device=sees.device)
         else:
-            sees_prefix = self.padding_mask.bool().unsqueeze(1).expand(-1, k, -1)
-        allowed = torch.cat((sees_prefix, sees_levels), dim=-1).unsqueeze(1)
-        return as_attention_mask(allowed, self.draft.config._attn_implementation, self.draft.dtype)
+            sees_prefix = self.padding_mask[:, :num_verified].bool().unsqueeze(1).expand(-1, num_new, -1)
+        allowed = torch.cat((sees_prefix, sees), dim=-1).unsqueeze(1)
+        return as_attention_mask(allowed, attn_implementation(self.draft.config), self.draft.dtype)
+
+    def _pack(self, sees: torch.Tensor) -> torch.Tensor:
+        """Rows of a packed mask, `(batch_size, new, 3 + words)`, that say what `_level_mask` says."""
+        num_verified = self.cache.get_seq_length()
+        start = torch.full((1,), num_verified, device=sees.device)
+        ends, num_padded = start, None
+        if self.padding_mask is not None:  # zero in front and, in a row's gap, behind
+            is_real = self.padding_mask[:, :num_verified].long()
+            num_padded = is_real.argmax(dim=1)
+            ends = num_padded + is_real.sum(dim=1)
+        no_depths = torch.zeros(sees.shape[:2], dtype=torch.long, device=sees.device)  # windows alone ask for depths
+        return pack_tree_mask(sees, no_depths, ends, start, num_padded).squeeze(1)
 
     # ------------------------------------------------------------------ the transformers interface
 

@@ -62,6 +62,7 @@ class CompiledCandidateGenerator(GriffinCandidateGenerator):
 
     def __init__(self, draft: GriffinDraftModel, batch_size: int, max_length: int, compile_config: CompileConfig):
         super().__init__(draft, batch_size=batch_size)
+        self.packs_masks = False
         capacity = max_length + self.path_length + self.depth * self.top_k
         self.capacity = capacity + -capacity % CAPACITY_STEP
         self.ends = torch.zeros(batch_size, 1, dtype=torch.long, device=draft.device)  # pairs of each row

@@ -1,8 +1,8 @@
 """
-The dynamic draft tree: grow it level by level, keep its best nodes, and say who sees whom.
+The dynamic draft tree: keep the best nodes of those that were grown, and say who sees whom.
 
 Pure functions of tensors: no model, no cache, no configuration, and no question to the host. A cycle grows a *pool* of
-`k + (depth - 1) * k * k` candidates, of which the `num_nodes - 1` most probable become the tree::
+`k + (depth - 1) * k * k` candidates (`levels.py`), of which the `num_nodes - 1` most probable become the tree::
 
     level 1      the k best tokens after the root                          pool 0 .. k-1
     level i+1    each of the k beam nodes of level i proposes k children   pool k + (i-1) k^2 ..
@@ -11,9 +11,11 @@ Pure functions of tensors: no model, no cache, no configuration, and no question
 Tree nodes are numbered in pool order, root first, so a parent always precedes its child. Scores are cumulative
 log-probabilities; ties go to the lower pool index, which keeps the tree connected even when a child is certain.
 
-Notation for shapes: `batch_size`; `n_nodes` tree nodes with root; `beam` = k nodes of one level; `pool` candidates.
+Notation for shapes: `batch_size`; `n_nodes` tree nodes with root; `pool` candidates.
 
-Next: `growing_layers.py`.
+Notation for shapes: `batch_size`; `n_nodes` tree nodes with root; `pool` candidates.
+
+Next: `levels.py`.
 """
 
 from dataclasses import dataclass
@@ -59,25 +61,6 @@ def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
     """
     values, indices = torch.sort(scores, dim=-1, descending=True, stable=True)
     return values[..., :k], indices[..., :k]
-
-
-def propose_children(logits: torch.Tensor, beam_scores: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The k most probable next tokens of every beam node, with their cumulative scores.
-
-    Args:
-        logits (`torch.Tensor` of shape `(batch_size, beam, vocab_size)`): the draft's logits after each beam node.
-        beam_scores (`torch.Tensor` of shape `(batch_size, beam)`): cumulative log-probability of each beam node.
-
-    Returns:
-        tokens and scores, each of shape `(batch_size, beam, top_k)`; `scores = beam_scores + log softmax(logits)`, and
-        -inf where that is undefined (a draft that overflowed): a tree is connected only if no score is NaN.
-    """
-    tokens = logits.topk(top_k, dim=-1).indices
-    log_probs = logits.log_softmax(dim=-1, dtype=torch.float32).gather(-1, tokens)
-    log_probs = log_probs.masked_fill(log_probs.isnan(), -torch.inf)
-    # A rounding error must not make a child more probable than its parent.
-    return tokens, beam_scores.unsqueeze(-1) + log_probs.clamp(max=0.0)
 
 
 def build_tree(root_tokens: torch.Tensor, pool: CandidatePool, num_nodes: int, depth: int) -> DraftTree:

@@ -19,11 +19,10 @@ from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 from transformers.utils import logging
 
-from . import kernels
 from .candidate_generator import TREE_ATTENTION
 from .draft_tree import DraftTree, as_attention_mask, first_nodes, tree_attention_mask
-from .kernels.attention_function import TREE_IMPLEMENTATION, serves_trees_of, verifying_trees
-from .kernels.packed_mask import pack_tree_mask
+from .kernels.attention_function import attn_implementation, can_read_packed_masks, reading_packed_masks
+from .kernels.packed_mask import is_left_padded, pack_tree_mask
 from .kv_cache import can_branch, can_roll_back, crop_last, forget_behind_windows, keep_path, start_growing
 
 
@@ -74,7 +73,8 @@ class TargetForward:
                     "all attention."
                 )
             logger.warning_once(f"{type(target).__name__} verifies chains instead of trees: {reason}.")
-        self.packs_masks = self.verifies_trees and can_pack_masks(target, model_kwargs.get("attention_mask"))
+        padding_mask = model_kwargs.get("attention_mask")
+        self.packs_masks = self.verifies_trees and can_read_packed_masks(target) and is_left_padded(padding_mask)
         self.device = target.device  # where the tokens are, once they are known: a target may be offloaded
         self.features: list[torch.Tensor] = []
         self.cache_length = 0  # slots of the longest row
@@ -330,7 +330,7 @@ class TargetForward:
     def tree_attention(self) -> Iterator[None]:
         """While open, the target's attention takes tree masks; logged once where that is another implementation."""
         if self.packs_masks:
-            with verifying_trees(self.text_config):
+            with reading_packed_masks(self.text_config):
                 yield
             return
         implementation = attn_implementation(self.text_config)
@@ -392,24 +392,6 @@ def attention_kinds(text_config: Any) -> dict[str, tuple[int, int | None]]:
     return kinds
 
 
-def attn_implementation(text_config: Any) -> str:
-    """The attention implementation of a target: sdpa, too, while kernels verify trees of it for another thread."""
-    implementation: str = text_config._attn_implementation
-    return "sdpa" if implementation == TREE_IMPLEMENTATION else implementation
-
-
-def can_pack_masks(target: PreTrainedModel, padding_mask: torch.Tensor | None) -> bool:
-    """
-    Whether the kernel for tree attention verifies the trees of a target, in place of sdpa with a long mask. Padding
-    must be on the left; to know, the host waits once, and only where there are kernels.
-    """
-    text_config = target.config.get_text_config(decoder=True)
-    if not kernels.available(target.device) or attn_implementation(text_config) != "sdpa":
-        return False
-    is_left_padded = padding_mask is None or not (padding_mask.long().diff(dim=1) < 0).any()
-    return is_left_padded and serves_trees_of(target)
-
-
 def why_no_tree(target: PreTrainedModel, cache: Cache) -> str | None:
     """Why a target cannot verify a tree with one forward, or None if it can."""
     text_config = target.config.get_text_config(decoder=True)
@@ -432,8 +414,6 @@ def why_no_tree(target: PreTrainedModel, cache: Cache) -> str | None:
 __all__ = [
     "TargetForward",
     "attention_kinds",
-    "attn_implementation",
-    "can_pack_masks",
     "check_rotary_frequencies",
     "why_no_tree",
 ]

@@ -20,7 +20,6 @@ from transformers_griffin.decoding.kernels import accept_walk, compaction, growt
 
 I64, F32, BF16 = "*i64", "*fp32", "*bf16"
 ATTENTION_TILE = tree_attention.TILES[0]
-GROWTH = {"WORDS": 1, "BITS": 64, "RANK_BLOCK": 16, "BLOCK": 512}
 
 # kernel -> (types of its arguments that are no int32, constants, options)
 KERNELS: dict[Any, tuple[dict[str, str], dict[str, Any], dict[str, int]]] = {
@@ -48,18 +47,17 @@ KERNELS: dict[Any, tuple[dict[str, str], dict[str, Any], dict[str, int]]] = {
         {},
     ),
     growth._grow: (
-        dict.fromkeys(("tokens", "beam_index", "beam_sees", "pool_tokens", "pool_parents"), I64)
+        dict.fromkeys(("tokens", "beam_index", "beam_sees", "parents"), I64)
         | dict.fromkeys(("new_tokens", "new_index", "new_rows", "new_sees"), I64)
-        | dict.fromkeys(("log_norms", "beam_scores", "pool_scores", "new_scores"), F32)
-        | {"top_logits": BF16},
-        GROWTH | {"WIDTH": 10, "K": 10, "BLOCK": 128},
+        | dict.fromkeys(("log_probs", "beam_scores", "scores", "new_scores"), F32),
+        {"WIDTH": 10, "K": 10, "MASK_SIZE": 4, "BITS": 64, "RANK_BLOCK": 16, "BLOCK": 128},
         {"num_warps": 8},
     ),
     growth._pick: (
         dict.fromkeys(("root_tokens", "pool_tokens", "pool_parents", "node_of"), I64)
-        | dict.fromkeys(("tokens", "parents", "depths", "words"), I64)
-        | {"pool_scores": F32, "scores": F32},
-        GROWTH,
+        | dict.fromkeys(("tokens", "parents", "depths"), I64)
+        | {"pool_scores": F32, "scores": F32, "ancestors": "*u8"},
+        {"RANK_BLOCK": 16, "BLOCK": 512},
         {"num_warps": 8},
     ),
 }

@@ -3,8 +3,11 @@
 import pytest
 import torch
 from kernel_cases import DEVICE
-from transformers.cache_utils import DynamicCache
+from transformers import LlamaConfig
+from transformers.cache_utils import DynamicCache, StaticCache
 
+from transformers_griffin.decoding import kernels
+from transformers_griffin.decoding.kernels import compaction
 from transformers_griffin.decoding.kernels.compaction import entry_table, move_path, move_path_reference
 from transformers_griffin.decoding.kv_cache import keep_path
 
@@ -85,3 +88,32 @@ def test_cache_keeps_the_path_that_keep_path_keeps():
     for layer, expected in zip(caches[1].layers, caches[0].layers, strict=True):
         assert torch.equal(layer.keys, expected.keys)
         assert torch.equal(layer.values, expected.values)
+
+
+def test_a_static_cache_keeps_its_table_and_others_have_their_own(monkeypatch):
+    """Two cycles of two caches, one after the other, against caches that do without kernels; gaps in the second."""
+    num_tables = 0
+
+    def counted(*args):
+        nonlocal num_tables
+        num_tables += 1
+        return entry_table(*args)
+
+    monkeypatch.setattr(compaction, "entry_table", counted)
+    config = LlamaConfig(hidden_size=16, num_attention_heads=2, num_key_value_heads=2, num_hidden_layers=3)
+    path = torch.tensor([[0, 2, 3, 3], [0, 1, 4, 5]], device=DEVICE)
+    for seed in range(2):
+        caches = [StaticCache(config, max_cache_len=30) for _ in range(2)]
+        for cycle, gaps in enumerate((None, torch.tensor([[1], [0]], device=DEVICE))):
+            generator = torch.Generator().manual_seed(10 * seed + cycle)
+            new = [torch.randn(2, 2, 12 if cycle == 0 else 8, 8, generator=generator).to(DEVICE) for _ in range(6)]
+            for cache, has_kernels in zip(caches, (True, False), strict=True):
+                monkeypatch.setattr(kernels, "available", lambda device, answer=has_kernels: answer)
+                for layer_idx in range(3):
+                    cache.update(*new[2 * layer_idx : 2 * layer_idx + 2], layer_idx)
+                keep_path(cache, path, num_kept=4, num_nodes=8, gaps=gaps)
+        for ours, theirs in zip(caches[0].layers, caches[1].layers, strict=True):
+            assert int(ours.cumulative_length) == int(theirs.cumulative_length) == 12
+            assert torch.equal(ours.keys[:, :, :12], theirs.keys[:, :, :12])
+            assert torch.equal(ours.values[:, :, :12], theirs.values[:, :, :12])
+        assert num_tables == seed + 1

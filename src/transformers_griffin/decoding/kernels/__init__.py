@@ -6,15 +6,17 @@ GPU kernels (Triton) for the parts of a cycle that PyTorch does in many small st
     attention_function.py    behind transformers' attention interface, for every model that uses it
     compaction.py          the accepted path in all layers' caches     reference: `move_path_reference`
     accept_walk.py         the path that the target accepts            reference: `accept_path`
-    growth.py, levels.py   a level of the tree, and the whole tree     references: `grow_level_reference`, `build_tree`
+    growth.py              a level of the tree, and the whole tree     references: `grow_level`, `build_tree`
 
 **Experimental, and off by default**: correct in Triton's interpreter, not yet measured on a GPU. Two ways to try them:
 
     TRANSFORMERS_GRIFFIN_KERNELS=1 python ...
     transformers_griffin.decoding.kernels.enable()
 
-Decoding then attends, accepts and compacts with them; trees are still grown by `candidate_generator.py`. [`available`]
-is the one place that decides between kernel and reference.
+Decoding then drafts, attends, accepts and compacts with them. Compiled cycles keep to the references, and so does a
+walk that samples: it needs a choice at the nodes of one path, and warping the logits of all nodes beforehand, to walk
+in one launch, would cost a sort of the vocabulary and a copy in fp32 for every node. [`available`] is the one place
+that decides between kernel and reference.
 """
 
 import os

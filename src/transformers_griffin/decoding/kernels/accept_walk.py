@@ -12,7 +12,7 @@ Reference: `accept_path` in `verification.py`.
 
 Notation for shapes: `batch_size`; `n_nodes` tree nodes; `path` = depth + 1, the longest root path.
 
-Next: `levels.py`.
+Next: `growth.py`.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs

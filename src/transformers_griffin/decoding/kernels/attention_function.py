@@ -1,12 +1,13 @@
 """
 Tree attention behind transformers' attention interface.
 
-While a tree is verified, the target's attention implementation is `"griffin_tree"` and its `attention_mask` a packed
-tree mask (see `packed_mask.py`). Every model that asks the interface for its attention function then calls
-[`tree_attention_forward`] with its own scaling, soft cap and sinks; sliding windows are in the mask already.
+While the target verifies a tree, or the draft reads a level of it, the model's attention implementation is
+`"griffin_tree"` and its `attention_mask` a packed tree mask (see `packed_mask.py`). Every model that asks the
+interface for its attention function then calls [`tree_attention_forward`] with its own scaling, soft cap and sinks;
+sliding windows are in the mask already.
 
-Meanwhile another thread may run the same target on something else. It gets sdpa's masks, and sdpa, whenever the switch
-comes: that is why only targets that run with sdpa are switched.
+Meanwhile another thread may run the same model on something else. It gets sdpa's masks, and sdpa, whenever the switch
+comes: that is why only models that run with sdpa are switched.
 
 Next: `compaction.py`.
 """
@@ -22,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .. import kernels
 from .device import on_device_of
 
 
@@ -30,7 +32,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 UNSUPPORTED = ("position_bias", "score_mod", "sinks")  # as some models call what changes their scores
 
 _lock = threading.Lock()
-_num_verifying: Counter[int] = Counter()  # id of a text configuration -> threads that verify trees of its model now
+_num_reading: Counter[int] = Counter()  # id of a configuration -> threads in which its model reads trees now
 
 
 def tree_attention_forward(
@@ -79,33 +81,51 @@ def tree_attention_forward(
         return attend(query, key, value, attention_mask, scaling, softcap, s_aux), None
 
 
-def serves_trees_of(target: PreTrainedModel) -> bool:
-    """Whether a model takes its attention function from transformers' interface, and the kernel reads its dtype."""
-    supports_other_than_eager = target._supports_attention_backend or target._supports_sdpa
-    return supports_other_than_eager and target._can_set_attn_implementation() and target.dtype in DTYPES
+def attn_implementation(config: Any) -> str:
+    """The attention implementation of a model: sdpa, too, while another thread has switched it to packed masks."""
+    implementation: str = config._attn_implementation
+    return "sdpa" if implementation == TREE_IMPLEMENTATION else implementation
+
+
+def can_read_packed_masks(model: PreTrainedModel) -> bool:
+    """
+    Whether the kernel can attend for a model: it runs with sdpa, takes its attention function from transformers'
+    interface, and is on a device and in a dtype of the kernel's.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if not kernels.available(model.device) or attn_implementation(config) != "sdpa":
+        return False
+    supports_other_than_eager = model._supports_attention_backend or model._supports_sdpa
+    return supports_other_than_eager and model._can_set_attn_implementation() and model.dtype in DTYPES
 
 
 @contextmanager
-def verifying_trees(text_config: Any) -> Iterator[None]:
+def reading_packed_masks(config: Any) -> Iterator[None]:
     """
-    While open, a text model that otherwise runs with sdpa takes packed tree masks. Several threads may verify trees
-    with the same target: the first one switches the implementation, the last one switches back.
+    While open, a model that otherwise runs with sdpa takes packed tree masks. Several threads may read trees with the
+    same model: the first one switches the implementation, the last one switches back.
     """
     with _lock:
-        _num_verifying[id(text_config)] += 1
-        text_config._attn_implementation = {"": TREE_IMPLEMENTATION}  # its own, not that of its sub-configurations
+        _num_reading[id(config)] += 1
+        config._attn_implementation = {"": TREE_IMPLEMENTATION}  # its own, not that of its sub-configurations
     try:
         yield
     finally:
         with _lock:
-            _num_verifying[id(text_config)] -= 1
-            if not _num_verifying[id(text_config)]:
-                del _num_verifying[id(text_config)]
-                text_config._attn_implementation = {"": "sdpa"}
+            _num_reading[id(config)] -= 1
+            if not _num_reading[id(config)]:
+                del _num_reading[id(config)]
+                config._attn_implementation = {"": "sdpa"}
 
 
 AttentionInterface.register(TREE_IMPLEMENTATION, tree_attention_forward)
 AttentionMaskInterface.register(TREE_IMPLEMENTATION, sdpa_mask)
 
 
-__all__ = ["TREE_IMPLEMENTATION", "serves_trees_of", "tree_attention_forward", "verifying_trees"]
+__all__ = [
+    "TREE_IMPLEMENTATION",
+    "attn_implementation",
+    "can_read_packed_masks",
+    "reading_packed_masks",
+    "tree_attention_forward",
+]

@@ -63,25 +63,14 @@ def pack_tree_mask(
     if sliding_window is not None:
         first = torch.maximum(first, ends.unsqueeze(-1) + depths - sliding_window + 1)
         ancestors = ancestors & (depths.unsqueeze(-1) - depths.unsqueeze(1) < sliding_window)
-    return join_bounds(first, ends, ends if starts is None else starts, pack_bits(ancestors), kv_offset)
+    bounds = [bound.unsqueeze(-1).expand_as(first) for bound in (ends, ends if starts is None else starts)]
+    packed = (torch.stack((first, *bounds), dim=-1) - kv_offset).clamp(min=0)
+    return torch.cat((packed, pack_bits(ancestors)), dim=-1).unsqueeze(1)
 
 
-def join_bounds(
-    first: torch.Tensor, ends: torch.Tensor, starts: torch.Tensor, words: torch.Tensor, kv_offset: int = 0
-) -> torch.Tensor:
-    """
-    The packed mask of nodes whose words are known, as those of a draft's level are (see `levels.py`).
-
-    Args:
-        first (`torch.LongTensor` of shape `(batch_size, n_nodes)`): first prefix slot that each node sees.
-        words (`torch.LongTensor` of shape `(batch_size, n_nodes, words)`):
-        ends, starts, kv_offset: as in [`pack_tree_mask`].
-
-    Returns:
-        `torch.LongTensor` of shape `(batch_size, 1, n_nodes, 3 + words)`.
-    """
-    bounds = torch.stack((first, *(bound.unsqueeze(-1).expand_as(first) for bound in (ends, starts))), dim=-1)
-    return torch.cat(((bounds - kv_offset).clamp(min=0), words), dim=-1).unsqueeze(1)
+def is_left_padded(padding_mask: torch.Tensor | None) -> bool:
+    """Whether each row's padding, if there is any, is in front, where bounds can say so; the host waits to know."""
+    return padding_mask is None or not (padding_mask.long().diff(dim=1) < 0).any()
 
 
 def pack_bits(flags: torch.Tensor) -> torch.Tensor:
@@ -106,4 +95,11 @@ def unpack_tree_mask(mask: torch.Tensor, kv_length: int) -> torch.Tensor:
     return ((slots >= first) & (slots < end)) | (in_tree & sees_node)
 
 
-__all__ = ["BITS", "NUM_BOUNDS", "pack_bits", "pack_tree_mask", "unpack_tree_mask"]
+__all__ = [
+    "BITS",
+    "NUM_BOUNDS",
+    "is_left_padded",
+    "pack_bits",
+    "pack_tree_mask",
+    "unpack_tree_mask",
+]
