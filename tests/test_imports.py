@@ -35,6 +35,7 @@ DECODING = (
     "growing_layers",
     "kv_cache",
     "verification",
+    "tree_settings",
     "candidate_generator",
     "finished_rows",
     "choice",

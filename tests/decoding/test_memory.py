@@ -16,9 +16,10 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from transformers_griffin import GriffinDraftModel
-from transformers_griffin.decoding.candidate_generator import GriffinCandidateGenerator, tokens_per_row
+from transformers_griffin.decoding.candidate_generator import GriffinCandidateGenerator
 from transformers_griffin.decoding.growing_layers import SPARE_SLOTS
 from transformers_griffin.decoding.target_forward import TargetForward
+from transformers_griffin.decoding.tree_settings import tokens_per_row
 
 
 VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS, KV_WIDTH = 3000, 64, 3, 32  # two of four heads, 16 wide

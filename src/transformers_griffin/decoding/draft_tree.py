@@ -13,8 +13,6 @@ log-probabilities; ties go to the lower pool index, which keeps the tree connect
 
 Notation for shapes: `batch_size`; `n_nodes` tree nodes with root; `pool` candidates.
 
-Notation for shapes: `batch_size`; `n_nodes` tree nodes with root; `pool` candidates.
-
 Next: `levels.py`.
 """
 

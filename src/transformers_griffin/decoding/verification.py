@@ -15,7 +15,7 @@ It needs no draft probabilities and no case distinction; greedy and sampling dif
 
 Notation for shapes: `batch_size`; `n_nodes` tree nodes; `path` = depth + 1, the longest root path.
 
-Next: `candidate_generator.py`.
+Next: `tree_settings.py`.
 """
 
 from collections.abc import Callable

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import torch
 
-from ..decoding.candidate_generator import MAX_DEPTH, MAX_NODES, MAX_TOP_K
+from ..decoding.tree_settings import MAX_DEPTH, MAX_NODES, MAX_TOP_K
 from ..evaluation import draw_tree
 from ..evaluation.prompts import encode_chat
 from .pair import Pair, TreeSettings

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..decoding.candidate_generator import tree_settings
+from ..decoding.tree_settings import tree_settings
 from ..modeling_griffin import DEFAULT_TREE, GriffinDraftModel
 
 

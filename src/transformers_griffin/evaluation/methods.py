@@ -19,7 +19,7 @@ from typing import Any
 from transformers import PreTrainedModel, StaticCache
 from transformers.generation.configuration_utils import CompileConfig
 
-from ..decoding.candidate_generator import tree_settings
+from ..decoding.tree_settings import tree_settings
 from ..modeling_griffin import DEFAULT_TREE, GriffinDraftModel
 from .answers import CycleCounter
 from .results import Method

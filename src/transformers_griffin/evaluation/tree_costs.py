@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..decoding.candidate_generator import tree_settings
 from ..decoding.draft_tree import pool_size
+from ..decoding.tree_settings import tree_settings
 from ..modeling_griffin import GriffinDraftModel
 from .answers import answer_batch
 from .cycle_timing import CycleTime, record_parts

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..decoding.candidate_generator import tokens_per_row, tree_settings
+from ..decoding.tree_settings import tokens_per_row, tree_settings
 from ..modeling_griffin import GriffinDraftModel
 from .answers import TimedBatch, answer_batch
 from .replay import KnownAnswers, know_answers

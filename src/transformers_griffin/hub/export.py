@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 
 from ..checkpoint_files import SAFETENSORS_FILE
 from ..conversion import released_config, released_weights, warn_of_whole_vocabulary, write_config
-from ..decoding.candidate_generator import tree_settings
+from ..decoding.tree_settings import tree_settings
 from ..modeling_griffin import GriffinDraftModel
 
 

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..decoding.candidate_generator import tree_settings
+from ..decoding.tree_settings import tree_settings
 from ..evaluation import (
     acceptance_by_depth,
     answer_hits,
