@@ -43,8 +43,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--target_dir", type=Path, default=Path("runs/mini_pair/target/final"))
     parser.add_argument("--draft_dir", type=Path, default=None, help="without it only the target is written")
     parser.add_argument("--output_dir", type=Path, default=MINI)
-    parser.add_argument("--num_assistant_tokens", type=int, default=10)
-    parser.add_argument("--draft_tree_depth", type=int, default=5)
+    parser.add_argument("--num_assistant_tokens", type=int, default=14)
+    parser.add_argument("--draft_tree_depth", type=int, default=6)
     parser.add_argument("--draft_tree_top_k", type=int, default=2)
     return parser.parse_args()
 
