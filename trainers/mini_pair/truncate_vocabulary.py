@@ -11,7 +11,7 @@ whether all answers are the target's. With `--synthetic` the costs at real sizes
     griffin bench --synthetic llama-3-8b --output runs/8b
     griffin bench --synthetic llama-3-8b --draft-vocab-size 32768 --output runs/8b_32k
 
-Not yet run with the defaults. tau of these drafts, by replay: docs/training.md.
+Measured: docs/training.md. tau of these drafts, by replay: docs/training.md.
 """
 
 import argparse
