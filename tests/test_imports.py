@@ -33,6 +33,7 @@ DECODING = (
     "levels",
     "kernels",
     "growing_layers",
+    "transfers",
     "kv_cache",
     "verification",
     "tree_settings",

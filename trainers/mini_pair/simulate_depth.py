@@ -5,7 +5,7 @@ Would it pay if every cycle chose its own depth? Ways to choose, simulated on an
     python trainers/mini_pair/simulate_depth.py --answers answers-T0.json --max_prompts 4 --depth 3
 
 The answers are those that `ablations.py` writes, of the pair that ships. Acceptance lengths are exact
-(`evaluation/tree_acceptance.py`), costs are the shares of a cycle that examples/mini/bench_methods found, in plain steps.
+(`evaluation/tree_acceptance.py`), costs are the shares of a cycle in examples/mini/bench_methods, in plain steps.
 Parameters are chosen on one half of the prompts and judged on the other, both ways round.
 
 Measured: docs/evaluation.md, "No deeper than it pays?".

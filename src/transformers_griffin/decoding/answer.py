@@ -21,6 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .choice import StopChecker, TokenChooser, are_row_wise, pads_ended_rows
 from .draft_tree import DraftTree
+from .transfers import to_device
 from .verification import Acceptance, accept_path, walk_path
 
 
@@ -91,7 +92,7 @@ class Answer:
         self.rows, starts = [self.rows[i] for i in indices], [self.starts[i] for i in indices]
         first = min(starts)
         self.starts = [start - first for start in starts]
-        self.sequence = self.sequence[torch.tensor(indices, device=self.sequence.device), first:]
+        self.sequence = self.sequence[to_device(indices, self.sequence.device), first:]
 
     def _is_padded(self, row: int) -> bool:
         return self.pads and self.has_ended[row]
@@ -108,7 +109,7 @@ class Answer:
         in_step = None
         if ask_host and len(self.rows) > 1:
             going_on = [[not self._is_padded(row)] for row in self.rows]
-            in_step = torch.tensor(going_on, device=self.sequence.device)
+            in_step = to_device(going_on, self.sequence.device)
         return walk_path(tree, logits, self.sequence, self.choose, path_length, ask_host, self._ends_with, in_step)
 
     def choose(self, logits: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
@@ -130,7 +131,7 @@ class Answer:
         is_padded = [[self._is_padded(row)] for row in self.rows]
         if not any(ended for (ended,) in is_padded):
             return tokens
-        return tokens.masked_fill(torch.tensor(is_padded, device=tokens.device), self.pad_token or 0)
+        return tokens.masked_fill(to_device(is_padded, tokens.device), self.pad_token or 0)
 
     def _ends_with(self, sequence: torch.Tensor) -> bool:
         return self.checkers[0].ask(sequence, sequence[:, -1].tolist(), self._scores_with(self.chooser.scores))
@@ -186,7 +187,7 @@ class Answer:
             num_kept.append(0 if self.has_ended[row] else checker.count_kept(with_new, [new], None))
         lengths = [width - start + kept for start, kept in zip(self.starts, num_kept, strict=True)]
         self.starts = [max(lengths) - length for length in lengths]
-        ends = torch.tensor([[width + kept] for kept in num_kept], device=longest.device)
+        ends = to_device([[width + kept] for kept in num_kept], longest.device)
         columns = ends - torch.arange(max(lengths), 0, -1, device=longest.device)
         self.sequence = longest.gather(1, columns.clamp(min=0))
         return num_kept

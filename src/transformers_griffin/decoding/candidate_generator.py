@@ -32,6 +32,7 @@ from .kernels.attention_function import attn_implementation, can_read_packed_mas
 from .kernels.packed_mask import is_left_padded, pack_tree_mask
 from .kv_cache import crop_last, keep_path
 from .levels import Beam, grow_level, join_levels, propose_children, root_beam
+from .transfers import to_device
 from .tree_settings import tokens_per_row, tree_settings
 from .verification import Acceptance
 
@@ -150,7 +151,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
         self.packs_masks = self.packs_masks and is_left_padded(padding_mask)
         counts = None
         if num_new is not None:
-            counts = torch.tensor(num_new, device=self.draft.device).unsqueeze(1)
+            counts = to_device(num_new, self.draft.device).unsqueeze(1)
             padding_mask = torch.arange(features.shape[1], device=counts.device) < counts
         predict, regress = self._read_verified(tokens, features, padding_mask, token_embeds)
         if num_new is not None:
@@ -246,8 +247,8 @@ class GriffinCandidateGenerator(CandidateGenerator):
         before = self.lengths or [width] * len(num_new)
         self.lengths = [length + new for length, new in zip(before, num_new, strict=True)]
         growth = max(self.lengths) - width
-        rows = torch.tensor([[width - length, new] for length, new in zip(before, num_new, strict=True)])
-        gaps, counts = rows.to(self.draft.device).split(1, dim=1)
+        rows = [[width - length, new] for length, new in zip(before, num_new, strict=True)]
+        gaps, counts = to_device(rows, self.draft.device).split(1, dim=1)
         in_order = torch.arange(num_read, device=counts.device).expand(len(num_new), -1)
         keep_path(self.cache, in_order, growth, num_read, gaps)
         assert self.padding_mask is not None  # a read with `num_new` has extended it
@@ -261,7 +262,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
 
         Effects: the draft's cache shrinks to these rows, and to the longest of them.
         """
-        index = torch.tensor(rows, device=self.draft.device)
+        index = to_device(rows, self.draft.device)
         self.cache.batch_select_indices(index)
         if self.next_position.shape[0] > 1:
             self.next_position = self.next_position[index]

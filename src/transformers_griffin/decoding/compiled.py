@@ -26,6 +26,7 @@ from .candidate_generator import GriffinCandidateGenerator, features_of, newest
 from .draft_tree import DraftTree, as_attention_mask, build_tree, cache_mask
 from .kv_cache import STATIC_LAYERS, crop_last, keep_path
 from .target_forward import TargetForward, why_no_tree
+from .transfers import to_device
 from .verification import Acceptance
 
 
@@ -81,7 +82,7 @@ class CompiledCandidateGenerator(GriffinCandidateGenerator):
             self._fix_shapes(tokens.shape[0])
             return tree
         device = self.draft.device
-        counts = torch.tensor(num_new, device=device).unsqueeze(1)
+        counts = to_device(num_new, device).unsqueeze(1)
         tree = self._compiled_round(self, tokens.to(device), features.to(device), counts)
         # A captured graph writes its results to the same place each time.
         return DraftTree(*(part.to(tokens.device, copy=True) for part in vars(tree).values()))
@@ -216,7 +217,7 @@ class CompiledTargetForward(TargetForward):
     def _set_lengths(self, lengths: list[int]) -> None:
         self.lengths, self.cache_length = lengths, max(lengths)
         if self.gaps is not None:
-            self.gaps.copy_(torch.tensor([[self.cache_length - length] for length in lengths]))
+            self.gaps.copy_(to_device([[self.cache_length - length] for length in lengths], self.device))
 
     @property
     def _prefix_length(self) -> torch.Tensor:

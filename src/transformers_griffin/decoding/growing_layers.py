@@ -13,7 +13,7 @@ With a window the view wanders, and is moved to the front of a new store at the 
 
 They live as long as a call of `generate()`: before and behind it the cache has the layers of transformers.
 
-Next: `kv_cache.py`.
+Next: `transfers.py`.
 """
 
 from typing import Any

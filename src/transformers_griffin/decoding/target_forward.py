@@ -24,6 +24,7 @@ from .draft_tree import DraftTree, as_attention_mask, first_nodes, tree_attentio
 from .kernels.attention_function import attn_implementation, can_read_packed_masks, reading_packed_masks
 from .kernels.packed_mask import is_left_padded, pack_tree_mask
 from .kv_cache import can_branch, can_roll_back, crop_last, forget_behind_windows, keep_path, start_growing
+from .transfers import to_device
 
 
 logger = logging.get_logger(__name__)
@@ -174,7 +175,7 @@ class TargetForward:
         batch_size, before = len(self.lengths), self.cache_length
         self.of_all_rows = self.of_all_rows or (self.model_kwargs, self.position_of_slot)
         self.model_kwargs = dict(self.model_kwargs)
-        index = torch.tensor(rows, device=self.device)
+        index = to_device(rows, self.device)
         self.cache.batch_select_indices(index)
         for name, value in self.model_kwargs.items():
             if isinstance(value, torch.Tensor) and value.shape[:1] == (batch_size,):
@@ -208,7 +209,7 @@ class TargetForward:
     def _set_lengths(self, lengths: list[int]) -> None:
         self.lengths, self.cache_length = lengths, max(lengths)
         gaps = [[self.cache_length - length] for length in lengths]
-        self.gaps = torch.tensor(gaps, device=self.device) if any(gap for (gap,) in gaps) else None
+        self.gaps = to_device(gaps, self.device) if any(gap for (gap,) in gaps) else None
 
     def _tree_inputs(self, tree: DraftTree) -> dict[str, Any]:
         model_inputs: dict[str, Any] = {
