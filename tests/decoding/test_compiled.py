@@ -77,7 +77,7 @@ def assert_same_cycles(ours: GriffinGenerateOutput, eager: GriffinGenerateOutput
     [pytest.param(a, id=a.name, marks=() if a in FEW else pytest.mark.slow) for a in TREE_ARCHITECTURES],
 )
 def test_greedy_answer_is_that_of_plain_decoding(architecture: Architecture) -> None:
-    plain, settings = decode_plainly(architecture, 24), compiled()
+    plain, settings = decode_plainly(architecture, 20), compiled()
     ours, _ = decode_with_noisy_oracle(plain, SMALL_TREE, **settings)
     assert_exact(plain, ours, SMALL_TREE[1])
     eager, _ = decode_with_noisy_oracle(plain, SMALL_TREE)
@@ -98,7 +98,7 @@ def test_nothing_is_compiled_again_for_longer_and_shorter_prompts_and_answers() 
 
 
 def test_second_answer_needs_no_compilation() -> None:
-    plain, settings = decode_plainly(LLAMA, 24), compiled(fullgraph=True)
+    plain, settings = decode_plainly(LLAMA, 20), compiled(fullgraph=True)
     for _ in range(2):
         ours, _ = decode_with_noisy_oracle(plain, PAPER_TREE, **settings)
         assert_exact(plain, ours, PAPER_TREE[1])
@@ -141,7 +141,7 @@ def test_prompts_with_images_of_a_batch_are_answered_as_in_plain_decoding(image_
 
 @pytest.mark.parametrize("processors", [{"temperature": 0.8}, {"top_k": 20, "repetition_penalty": 1.3}])
 def test_samples_of_a_seed_are_those_without_compilation(processors: dict[str, Any]) -> None:
-    plain, settings = decode_plainly(LLAMA, 24), compiled()
+    plain, settings = decode_plainly(LLAMA, 20), compiled()
     sampling = {"do_sample": True, **processors}
     outputs = []
     for kwargs in (settings, {}):
@@ -170,7 +170,7 @@ def test_processors_of_users_keep_rows_in_step() -> None:
 
 
 def test_outputs_are_those_without_compilation() -> None:
-    plain, settings = decode_plainly(LLAMA, 24), compiled()
+    plain, settings = decode_plainly(LLAMA, 20), compiled()
     wanted = {"output_scores": True, "output_logits": True, "output_hidden_states": True}
     ours, _ = decode_with_noisy_oracle(plain, SMALL_TREE, **settings, **wanted)
     eager, _ = decode_with_noisy_oracle(plain, SMALL_TREE, cache_implementation="static", **wanted)
@@ -184,7 +184,7 @@ def test_outputs_are_those_without_compilation() -> None:
 
 
 def test_cache_of_a_user_holds_what_plain_decoding_leaves_and_can_be_used_again() -> None:
-    plain, settings = decode_plainly(LLAMA, 24), compiled()
+    plain, settings = decode_plainly(LLAMA, 20), compiled()
     settings.pop("cache_implementation")
     cache = StaticCache(config=plain.target.config, max_cache_len=128)
     for _ in range(2):
@@ -208,14 +208,14 @@ def test_prompt_is_read_in_chunks() -> None:
 
 @pytest.mark.parametrize("settings", [{"disable_compile": True}, {"cache_implementation": None}])
 def test_nothing_is_compiled_where_plain_decoding_is_not(settings: dict[str, Any]) -> None:
-    plain, asked = decode_plainly(LLAMA, 24), compiled()
+    plain, asked = decode_plainly(LLAMA, 20), compiled()
     ours, _ = decode_with_noisy_oracle(plain, SMALL_TREE, **(asked | settings))
     assert_exact(plain, ours, SMALL_TREE[1])
     assert backend_of(asked).graphs == []
 
 
 def test_without_being_asked_a_cpu_compiles_nothing() -> None:
-    plain = decode_plainly(LLAMA, 24)
+    plain = decode_plainly(LLAMA, 20)
     if plain.target.device.type != "cpu":
         pytest.skip("other devices do")
     config = CompileConfig(backend=CountingBackend(), mode=None)
@@ -225,7 +225,7 @@ def test_without_being_asked_a_cpu_compiles_nothing() -> None:
 
 
 def test_copies_of_a_target_share_what_was_compiled() -> None:
-    plain, settings = decode_plainly(LLAMA, 24), compiled(fullgraph=True)
+    plain, settings = decode_plainly(LLAMA, 20), compiled(fullgraph=True)
     decode_with_noisy_oracle(plain, SMALL_TREE, **settings)
     again = copy.deepcopy(plain.target)
     draft = noisy_oracle(again, plain.output.sequences, SMALL_TREE)
@@ -236,7 +236,7 @@ def test_copies_of_a_target_share_what_was_compiled() -> None:
 
 def test_features_that_the_draft_reads_are_the_target_s() -> None:
     """Whatever graph the head is in: the draft is told the same as without compilation."""
-    plain, settings = decode_plainly(LLAMA, 24), compiled()
+    plain, settings = decode_plainly(LLAMA, 20), compiled()
     seen: dict[str, list[torch.Tensor]] = {"eager": [], "compiled": []}
     original = TargetForward.verify
     for name, kwargs in (("eager", {}), ("compiled", settings)):
@@ -257,6 +257,6 @@ def test_features_that_the_draft_reads_are_the_target_s() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", FEW, ids=lambda a: a.name)
 def test_default_compiler_gives_the_answer_of_plain_decoding(architecture: Architecture) -> None:
-    plain, settings = decode_plainly(architecture, 24), compiled("inductor")
+    plain, settings = decode_plainly(architecture, 20), compiled("inductor")
     ours, _ = decode_with_noisy_oracle(plain, SMALL_TREE, **settings)
     assert_exact(plain, ours, SMALL_TREE[1])
