@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
 from noisy_oracle import rows_are_followed
 from transformers_griffin import GriffinCandidateGenerator, GriffinDraftModel
-from transformers_griffin.decoding import loop, target_forward
+from transformers_griffin.decoding import target_forward
 from transformers_griffin.decoding.draft_tree import DraftTree
 from transformers_griffin.decoding.kv_cache import keep_path
 from transformers_griffin.decoding.target_forward import TargetForward
@@ -282,7 +282,7 @@ def _gaps_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _paths_go_behind_the_longest_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "keep_path", lambda *args: keep_path(*args[:-1]))
+    monkeypatch.setattr(target_forward, "keep_path", lambda *args: keep_path(*args[:-1]))
 
 
 def _positions_follow_the_longest_row(monkeypatch: pytest.MonkeyPatch) -> None:
