@@ -32,7 +32,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from noisy_oracle import NoisyOracleDraft, noisy_oracle
 from transformers_griffin import GriffinDraftModel
-from transformers_griffin.decoding import loop, target_forward
+from transformers_griffin.decoding import target_forward
 from transformers_griffin.decoding.draft_tree import DraftTree
 from transformers_griffin.decoding.kv_cache import crop_last
 from transformers_griffin.decoding.target_forward import TargetForward, attention_kinds, why_no_tree
@@ -346,7 +346,7 @@ def _cache_keeps_the_first_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     def keep_first(cache: Cache, path: torch.Tensor, num_kept: int, num_nodes: int, gaps: Any) -> None:
         crop_last(cache, num_nodes - num_kept)
 
-    monkeypatch.setattr(loop, "keep_path", keep_first)
+    monkeypatch.setattr(target_forward, "keep_path", keep_first)
 
 
 @pytest.mark.parametrize(
