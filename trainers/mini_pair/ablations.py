@@ -178,14 +178,16 @@ def train_row(
     }
 
 
-def acceptance(draft: GriffinDraftModel, target: PreTrainedModel, answers: list[list[int]]) -> dict[str, list[int]]:
-    """Tokens that the cycles of every prompt emitted, and how many cycles there were, with the paper's tree."""
+def acceptance(
+    draft: GriffinDraftModel, target: PreTrainedModel, answers: list[list[int]], tree: dict[str, int] = DEFAULT_TREE
+) -> dict[str, list[int]]:
+    """Tokens that the cycles of every prompt emitted, and how many cycles there were; the paper's tree by default."""
     lengths: list[list[int]] = []
     for start in range(0, len(answers), 40):
         part = answers[start : start + 40]
         sequences = [torch.tensor(answer[1:]) for answer in part]
         known: KnownAnswers = know_answers(target, sequences, [answer[0] for answer in part])
-        lengths += replay_acceptance(draft, known, GenerationConfig(**DEFAULT_TREE))
+        lengths += replay_acceptance(draft, known, GenerationConfig(**tree))
     return {"tokens": [sum(row) for row in lengths], "cycles": [len(row) for row in lengths]}
 
 
