@@ -105,6 +105,18 @@ def test_second_answer_needs_no_compilation() -> None:
     assert len(backend_of(settings).graphs) == 3
 
 
+@torch._dynamo.config.patch(recompile_limit=2)
+def test_more_trees_than_torch_compiles_a_function_for() -> None:
+    """And the first one keeps its graphs."""
+    settings, target = compiled(fullgraph=True), make_target(LLAMA)
+    draft, prompt, greedy = GriffinDraftModel.from_target(target), make_prompt(24), GREEDY | {"max_new_tokens": 6}
+    plain = target.generate(prompt, **greedy).sequences.tolist()
+    for tree in [(2, 2, 1), (3, 2, 2), (4, 2, 2), (2, 2, 1)]:
+        draft.generation_config.update(**dict(zip(DEFAULT_TREE, tree, strict=True)))
+        assert target.generate(prompt, assistant_model=draft, **greedy, **settings).sequences.tolist() == plain
+    assert len(backend_of(settings).graphs) == 3 * 3
+
+
 @pytest.mark.usefixtures("rows_are_followed")
 @pytest.mark.parametrize(
     "architecture",

@@ -15,6 +15,7 @@ Next: `outputs.py`.
 """
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,6 +51,25 @@ def compile_config_for(
     return config
 
 
+_compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+
+def compile_for(
+    sizes: tuple[int, ...], dtype: torch.dtype, function: Callable[..., Any], config: CompileConfig
+) -> Callable[..., Any]:
+    """
+    A compiled function that counts its compilations by itself, the same one for the same arguments.
+
+    `torch.compile` gives up on a function after 8 compilations, which the trees, batch sizes and dtypes of a process
+    would soon use up together.
+    """
+    options: dict[str, Any] = {"isolate_recompiles": True} | config.to_dict()
+    key = (function, sizes, dtype, repr(sorted(options.items())))
+    if key not in _compiled:
+        _compiled[key] = torch.compile(function, **options)
+    return _compiled[key]
+
+
 class CompiledCandidateGenerator(GriffinCandidateGenerator):
     """
     Drafts in fixed shapes. The first round, which reads the prompt, runs as in the parent class.
@@ -67,7 +87,8 @@ class CompiledCandidateGenerator(GriffinCandidateGenerator):
         capacity = max_length + self.path_length + self.depth * self.top_k
         self.capacity = capacity + -capacity % CAPACITY_STEP
         self.ends = torch.zeros(batch_size, 1, dtype=torch.long, device=draft.device)  # pairs of each row
-        self._compiled_round = torch.compile(CompiledCandidateGenerator._round, **compile_config.to_dict())
+        sizes = (batch_size, self.num_nodes, self.depth, self.top_k)
+        self._compiled_round = compile_for(sizes, draft.dtype, CompiledCandidateGenerator._round, compile_config)
 
     def _draft(
         self,
@@ -175,9 +196,7 @@ class CompiledTargetForward(TargetForward):
         super().__init__(target, generation_config, model_kwargs, max_length)
         self.padding_mask: torch.Tensor | None = None  # (batch_size, slots of the cache)
         self.packs_masks = False
-        options = compile_config.to_dict()
-        self._compiled_forward = torch.compile(CompiledTargetForward._forward_tree, **options)
-        self._compiled_keep = torch.compile(CompiledTargetForward._keep_path, **options)
+        self.compile_config = compile_config
 
     def prefill(self, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """As in the parent class; from here on lengths are tensors, too."""
@@ -197,8 +216,9 @@ class CompiledTargetForward(TargetForward):
         return outputs, features
 
     def _verify(self, tree: DraftTree, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        forward_tree = self._compile(CompiledTargetForward._forward_tree, tree.tokens.shape[1])
         with _one_forward_of_all_threads, self._tapped_features():
-            outputs, features = self._compiled_forward(self, tree)
+            outputs, features = forward_tree(self, tree)
         return outputs, features
 
     def _forward_tree(self, tree: DraftTree) -> tuple[Any, torch.Tensor]:
@@ -208,7 +228,10 @@ class CompiledTargetForward(TargetForward):
 
     def _keep_in_cache(self, nodes: torch.Tensor, growth: int, num_nodes: int) -> None:
         self.growth.fill_(growth)
-        self._compiled_keep(self, nodes, num_nodes)
+        self._compile(CompiledTargetForward._keep_path, num_nodes)(self, nodes, num_nodes)
+
+    def _compile(self, function: Callable[..., Any], num_nodes: int) -> Callable[..., Any]:
+        return compile_for((len(self.lengths), num_nodes), self.target.dtype, function, self.compile_config)
 
     def _keep_path(self, nodes: torch.Tensor, num_nodes: int) -> None:
         keep_path(self.cache, nodes, self.growth, num_nodes, self.gaps)
