@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cheap_compiler import cheap_compiler
 from fake_time import FakeTime
 from torch.autograd import DeviceType
 
@@ -12,6 +13,8 @@ from transformers_griffin.cli import main
 from transformers_griffin.evaluation.profiling import CycleProfile, kernel_seconds_per_cycle, profile_cycles
 from transformers_griffin.evaluation.synthetic_pair import agreeing_target, build_pair
 
+
+__all__ = ["cheap_compiler"]
 
 SETTINGS = {"max_new_tokens": 25, "do_sample": False, "pad_token_id": 0}
 
@@ -41,6 +44,16 @@ def test_parts_of_a_cycle_add_up_and_the_first_is_left_out(tiny, monkeypatch):
     assert result.cycle_seconds == pytest.approx(sum(expected.values()))
     assert sum(result.as_dict()["part_shares"].values()) == pytest.approx(1)
     assert result.kernel_seconds is None
+
+
+@pytest.mark.usefixtures("cheap_compiler")
+def test_compiled_drafting_is_one_part(tiny):
+    with agreeing_target(num_levels=2):
+        result = profile_cycles(*tiny, compiles=True, **SETTINGS)
+    assert list(result.part_seconds) == ["draft", "verify", "accept", "read", "compact", "rest"]
+    assert min(result.part_seconds.values()) > 0
+    assert sum(result.part_seconds.values()) == pytest.approx(result.cycle_seconds)
+    assert "drafting, compiled" in result.as_table()
 
 
 def test_the_trace_has_a_range_for_every_part(tiny, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from transformers_griffin.evaluation import Prompt, load_prompts
-from transformers_griffin.evaluation.prompts import encode_chat, pad_left
+from transformers_griffin.evaluation.prompts import encode_chat, first_question_batches, pad_left
 
 
 MINI_TARGET = Path(__file__).parents[2] / "examples/mini/target"
@@ -107,3 +107,14 @@ def test_batches_are_padded_on_the_left():
     input_ids, mask = pad_left([[5], [6, 7, 8]], pad_token_id=0)
     assert torch.equal(input_ids, torch.tensor([[0, 0, 5], [6, 7, 8]]))
     assert torch.equal(mask, torch.tensor([[0, 0, 1], [1, 1, 1]]))
+
+
+def test_prompts_that_fill_no_batch_are_left_out():
+    tokenizer = AutoTokenizer.from_pretrained(MINI_TARGET)
+    prompts = [Prompt("own", str(i), (f"{i} " * (i + 1), "a second question")) for i in range(5)]
+    batches = first_question_batches(tokenizer, prompts, 2, 0, "cpu")
+    rows = [ids[m.bool()].tolist() for input_ids, mask in batches for ids, m in zip(input_ids, mask, strict=True)]
+    assert rows == [encode_chat(tokenizer, prompt.turns[:1]) for prompt in prompts[:4]]
+    assert len(batches) == 2
+    with pytest.raises(ValueError, match="There are 5 prompts, but a batch takes 6"):
+        first_question_batches(tokenizer, prompts, 6, 0, "cpu")

@@ -2,9 +2,11 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+from cheap_compiler import cheap_compiler
 from fake_time import FakeTime, oracle_pair
 
 from transformers_griffin import GriffinCandidateGenerator
@@ -13,6 +15,8 @@ from transformers_griffin.evaluation.tree_acceptance import PathRanks, TreeSetti
 from transformers_griffin.evaluation.tree_costs import CostCurves, TreeGrid, draft_has
 from transformers_griffin.evaluation.tuning import _expect, tokens_per_second, tune_tree
 
+
+__all__ = ["cheap_compiler"]
 
 GRID = TreeGrid(num_tokens=(2, 4, 16), depths=(2, 4), widths=(1, 4))
 SETTINGS = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0}
@@ -123,3 +127,40 @@ def test_no_prompt_is_refused(pair):
     target, draft, _ = pair
     with pytest.raises(ValueError, match="There is no prompt to tune on"):
         tune_tree(target, draft, [])
+
+
+def test_batches_of_different_sizes_are_refused(pair):
+    """What is chosen for eight rows and confirmed on four says nothing about either."""
+    target, draft, [(prompt, mask)] = pair
+    with pytest.raises(ValueError, match="The batches hold 1 or 2 prompts, but a tree is tuned for"):
+        tune_tree(target, draft, [(prompt, mask), (prompt.repeat(2, 1), mask.repeat(2, 1))])
+
+
+def test_the_speedup_has_an_interval_over_the_batches_of_the_real_runs(pair, monkeypatch):
+    """Two batches that are alike leave no doubt; one batch says nothing about doubt."""
+    target, draft, batches = pair
+    FakeTime(monkeypatch, target_forward=(10.0, 0.1), draft_pass=(0.1, 0.001))
+    result = tune_tree(target, draft, 4 * batches, GRID, num_finalists=1, **SETTINGS)
+    assert result.speedup_interval == pytest.approx((result.speedup_ratio, result.speedup_ratio))
+    assert tune_tree(target, draft, 2 * batches, GRID, num_finalists=1, **SETTINGS).speedup_interval is None
+
+
+def test_compiled_cycles_are_tuned_beside_compiled_plain_decoding(pair, cheap_compiler):
+    target, draft, batches = pair
+    grid = TreeGrid(num_tokens=(2,), depths=(2,), widths=(1,))
+    plain = tune_tree(target, draft, batches, grid, **SETTINGS)
+    assert plain.plain_compiled_tokens_per_second is None
+    assert cheap_compiler == []
+    result = tune_tree(target, draft, batches, grid, compiles=True, **SETTINGS)
+    assert len(cheap_compiler) > 3, "plain steps, drafting, verification and compaction"
+    assert result.plain_compiled_tokens_per_second > 0
+    assert result.best.tau == plain.best.tau
+
+
+def test_a_tree_that_only_beats_decoding_without_compilation_is_not_recommended(pair, monkeypatch):
+    target, draft, batches = pair
+    FakeTime(monkeypatch, target_forward=(10.0, 0.1), draft_pass=(0.1, 0.001))
+    result = tune_tree(target, draft, batches, GRID, num_finalists=1, **SETTINGS)
+    assert result.is_recommended
+    faster = result.best.tokens_per_second + 1
+    assert not replace(result, plain_compiled_tokens_per_second=faster).is_recommended

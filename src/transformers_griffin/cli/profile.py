@@ -45,6 +45,11 @@ def add_to(subparsers: Any) -> None:
         "--draft-vocab-size", metavar="N", type=positive_int, help="tokens that a --synthetic draft can propose"
     )
     parser.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=64, help="default: %(default)s")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="profile the compiled cycle (static cache), of which drafting is one part",
+    )
     add_sampling(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="default: the target's; bfloat16 if synthetic")
     parser.add_argument("--device", help="for example cuda or cpu (default: cuda if there is one)")
@@ -71,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
             batches,
             trace=args.trace,
             max_new_tokens=args.max_new_tokens,
+            compiles=args.compile,
             pad_token_id=0,
             **sampling(args),
         )

@@ -46,13 +46,18 @@ def add_to(subparsers: Any) -> None:
         help="like those to come: mt_bench, humaneval, gsm8k (all by default), JSONL files, Hub datasets",
     )
     parser.add_argument(
-        "--max-prompts", metavar="N", type=positive_int, default=4, help="the first N of each source (default: 4)"
+        "--max-prompts", metavar="N", type=positive_int, help="the first N of each source (default: 4 batches)"
     )
     parser.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=128, help="default: %(default)s")
     parser.add_argument("--batch-size", metavar="N", type=positive_int, default=1, help="default: %(default)s")
     add_sampling(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--device", help="for example cuda or cpu (default: cuda if there is one)")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="tune the compiled cycle (static cache); every tree that is run takes a minute or more to compile",
+    )
     parser.add_argument("--save", action="store_true", help="write the winner into the draft's directory")
     grid = parser.add_argument_group("trees to choose from (default: from one token to beyond the paper's tree)")
     for option, help in (
@@ -79,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     quiet_transformers()
     if args.save:
         check_can_save(args.draft)
-    prompts = load_prompts(args.prompts or PACKAGED, args.max_prompts)
+    prompts = load_prompts(args.prompts or PACKAGED, args.max_prompts or 4 * args.batch_size)
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     target = load_target(args.target, args.dtype, args.device or default_device())
     draft: Any = load_draft(args.draft, target, dtype=target.dtype)
@@ -93,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
         grid=TreeGrid(**{name: values for name, values in given.items() if values}),
         max_new_tokens=args.max_new_tokens,
         num_finalists=args.finalists,
+        compiles=args.compile,
         pad_token_id=pad_token_id,
         **sampling(args),
     )
@@ -130,14 +136,17 @@ def describe(result: "TuningResult") -> str:
             f"{candidate.tree!s:<32} {tau:>5} {candidate.expected_tokens_per_second:>9.1f} "
             f"{candidate.tokens_per_second:>18.1f}"
         )
-    lines += [f"{'plain decoding':<32} {'':>5} {'':>9} {result.plain_tokens_per_second:>18.1f}", ""]
+    plain = {"plain decoding": result.plain_tokens_per_second}
+    if result.plain_compiled_tokens_per_second is not None:
+        plain["plain decoding, compiled"] = result.plain_compiled_tokens_per_second
+    lines += [f"{name:<32} {'':>5} {'':>9} {speed:>18.1f}" for name, speed in plain.items()]
     costs = [f"{1000 * seconds:.1f} ms for {n} tokens" for n, seconds in result.curves.verify.items()]
-    lines.append(f"Verification: {', '.join(costs)}. {result.num_trees} trees compared.")
-    if result.is_recommended:
-        lines.append(f"Best tree: {result.best.tree}; {result.speedup_ratio:.2f} times plain decoding.")
-    else:
-        lines.append(
-            f"Plain decoding is faster: the best tree ({result.best.tree}) reaches {result.speedup_ratio:.2f} of its "
-            "speed. Do not use this draft here."
-        )
+    lines += ["", f"Verification: {', '.join(costs)}. {result.num_trees} trees compared."]
+    speedup = f"{result.speedup_ratio:.2f}"
+    if result.speedup_interval is not None:
+        low, high = result.speedup_interval
+        speedup += f" [{low:.2f}, {high:.2f}]"
+    lines.append(f"Best tree: {result.best.tree}; {speedup} times plain decoding without compilation.")
+    if not result.is_recommended:
+        lines.append("Plain decoding is faster. Do not use this draft here.")
     return "\n".join(lines)

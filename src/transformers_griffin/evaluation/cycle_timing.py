@@ -39,6 +39,8 @@ PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "compact": ((TargetForward, "keep"),),
 }
 
+WHOLE_PARTS = tuple(part for part in PARTS if part not in ("draft_pass", "draft_head"))  # none is inside compiled code
+
 
 @dataclass(frozen=True)
 class Span:
@@ -110,7 +112,8 @@ def record_parts(device: torch.device, parts: Iterable[str] = tuple(PARTS)) -> I
 
     Args:
         device (`torch.device`): of the target.
-        parts (`Iterable[str]`, defaults to all): what to record. Compiled code is compiled again if parts of it are.
+        parts (`Iterable[str]`, defaults to all):
+            What to record. Of compiled cycles `WHOLE_PARTS`: what is inside compiled code would be compiled again.
 
     Effects: the parts of decoding are wrapped until the end.
 
@@ -188,6 +191,7 @@ def _as_cycle(members: list[Span], next_draft: float | None) -> list[CycleTime]:
 
 
 __all__ = [
+    "WHOLE_PARTS",
     "CycleTime",
     "Recording",
     "Span",

@@ -109,13 +109,18 @@ def _plain_compiled(target: PreTrainedModel) -> Decoder:
 
 def _compiled(decoder: Decoder) -> Decoder:
     """A draft with a compiled cycle; the rooms of its caches are left open, so nothing has to be kept for it."""
-    kwargs = {"cache_implementation": "static", "compile_config": _compile_everywhere()}
+    kwargs = compiled_cycle()
     return replace(
         decoder,
         method=replace(decoder.method, description=f"{decoder.method.description}, compiled cycle"),
         generate_kwargs=lambda *sizes: decoder.generate_kwargs(*sizes) | kwargs,
         num_warmups=2,
     )
+
+
+def compiled_cycle() -> dict[str, Any]:
+    """Arguments of `generate()` that compile the cycle, on CPUs as well."""
+    return {"cache_implementation": "static", "compile_config": _compile_everywhere()}
 
 
 def _compile_everywhere() -> CompileConfig:
@@ -166,4 +171,4 @@ def _with_size(method: Method, model: PreTrainedModel) -> Method:
     return replace(method, num_parameters=sum(parameter.numel() for parameter in model.parameters()))
 
 
-__all__ = ["BUILT_IN", "KINDS", "PLAIN", "PLAIN_KINDS", "Decoder", "make_decoders"]
+__all__ = ["BUILT_IN", "KINDS", "PLAIN", "PLAIN_KINDS", "Decoder", "compiled_cycle", "make_decoders"]

@@ -19,12 +19,14 @@ from transformers import PreTrainedModel
 
 from ..modeling_griffin import GriffinDraftModel
 from .answers import answer_batch
-from .cycle_timing import CycleTime, around_parts, record_parts
+from .cycle_timing import PARTS, WHOLE_PARTS, CycleTime, around_parts, record_parts
+from .methods import compiled_cycle
 from .tree_costs import Batch
 
 
-# Rows of the table: attribute of `CycleTime` -> what it is.
+# Rows of the table: attribute of `CycleTime` -> what it is. Compiled drafting is one row, else it has three.
 ROWS = {
+    "draft": "drafting, compiled",
     "draft_pass": "draft passes",
     "draft_head": "draft head",
     "draft_tree": "tree building",
@@ -34,6 +36,7 @@ ROWS = {
     "compact": "cache compaction",
     "rest": "rest (host gaps)",
 }
+PARTS_OF_DRAFT = ("draft_pass", "draft_head", "draft_tree")
 RANGE = "griffin/"  # begins the names of our ranges in a trace
 
 
@@ -71,6 +74,7 @@ def profile_cycles(
     batches: Sequence[Batch],
     trace: str | Path | None = None,
     trace_tokens: int = 8,
+    compiles: bool = False,
     **generate_kwargs: Any,
 ) -> CycleProfile:
     """
@@ -82,18 +86,21 @@ def profile_cycles(
         batches (`Sequence[Batch]`): prompts, on the target's device.
         trace (`str` or `Path`, *optional*): file for a Chrome trace of the first prompt's answer.
         trace_tokens (`int`, defaults to 8): tokens of that answer, at most: every operation of it is written down.
+        compiles (`bool`, defaults to `False`): profile the compiled cycle, see [`compiled_cycle`].
         generate_kwargs: further arguments of `generate()`.
 
     Raises:
         ValueError: if no answer takes two cycles.
     """
-    kwargs = {"assistant_model": draft} | generate_kwargs
+    kwargs = {"assistant_model": draft} | (compiled_cycle() if compiles else {}) | generate_kwargs
+    parts = WHOLE_PARTS if compiles else tuple(PARTS)
     short = kwargs | {"max_new_tokens": min(trace_tokens, generate_kwargs.get("max_new_tokens", trace_tokens))}
-    answer_batch(target, *batches[0], **short)  # warm-up
+    for _ in range(2 if compiles else 1):  # warm-up
+        answer_batch(target, *batches[0], **short)
     cycles: list[CycleTime] = []
     lengths: list[int] = []
     for input_ids, attention_mask in batches:
-        with record_parts(target.device) as recording:
+        with record_parts(target.device, parts) as recording:
             answer = answer_batch(target, input_ids, attention_mask, **kwargs)
         cycles += recording.cycles()[1:]
         lengths += [length for row in answer.acceptance_lengths or [] for length in row]
@@ -102,22 +109,27 @@ def profile_cycles(
             "No answer took two cycles, and the first drafts under the whole prompt. Give a prompt that the target "
             "answers at length, or raise `max_new_tokens`."
         )
-    kernel_seconds = _trace(target, batches[0], short, Path(trace)) if trace is not None else None
+    kernel_seconds = _trace(target, batches[0], short, Path(trace), parts) if trace is not None else None
+    left_out = PARTS_OF_DRAFT if compiles else ("draft",)
     return CycleProfile(
         num_cycles=len(cycles),
         tau=statistics.fmean(lengths),
         cycle_seconds=statistics.fmean(cycle.total for cycle in cycles),
-        part_seconds={name: statistics.fmean(getattr(cycle, name) for cycle in cycles) for name in ROWS},
+        part_seconds={
+            name: statistics.fmean(getattr(cycle, name) for cycle in cycles) for name in ROWS if name not in left_out
+        },
         kernel_seconds=kernel_seconds,
     )
 
 
-def _trace(target: PreTrainedModel, batch: Batch, kwargs: dict[str, Any], path: Path) -> float | None:
+def _trace(
+    target: PreTrainedModel, batch: Batch, kwargs: dict[str, Any], path: Path, parts: Sequence[str]
+) -> float | None:
     """Writes the trace; returns the GPU's computing time of a cycle, if there is a GPU."""
     activities = [ProfilerActivity.CPU]
     if target.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as profiler, around_parts(lambda part: record_function(RANGE + part)):
+    with profile(activities=activities) as profiler, around_parts(lambda part: record_function(RANGE + part), parts):
         answer_batch(target, *batch, **kwargs)
     path.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(path))

@@ -163,9 +163,19 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Te
 def first_question_batches(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], batch_size: int, pad_token_id: int, device: Any
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The first question of every chat, in batches of [`pad_left`] on `device`; the last one may be smaller."""
+    """
+    The first question of every chat, in batches of [`pad_left`] on `device`; prompts that fill no batch are left out.
+
+    Raises:
+        ValueError: if there are fewer prompts than one batch takes.
+    """
+    if len(prompts) < batch_size:
+        raise ValueError(
+            f"There are {len(prompts)} prompts, but a batch takes {batch_size}. Give more prompts, or a smaller batch."
+        )
     rows = [encode_chat(tokenizer, prompt.turns[:1]) for prompt in prompts]
-    batches = [pad_left(rows[i : i + batch_size], pad_token_id) for i in range(0, len(rows), batch_size)]
+    starts = range(0, len(rows) - batch_size + 1, batch_size)
+    batches = [pad_left(rows[start : start + batch_size], pad_token_id) for start in starts]
     return [(input_ids.to(device), mask.to(device)) for input_ids, mask in batches]
 
 

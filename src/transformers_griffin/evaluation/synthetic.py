@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from ..modeling_griffin import DEFAULT_TREE, GriffinDraftModel
 from .answers import TimedBatch, answer_batch
-from .cycle_timing import CycleTime, record_parts
+from .cycle_timing import WHOLE_PARTS, CycleTime, record_parts
 from .methods import COMPILED, DRAFT, PLAIN, PLAIN_COMPILED, Decoder, make_decoders
 from .stopwatch import Stopwatch
 from .synthetic_pair import MAX_POSITIONS, agreeing_target, build_pair
@@ -36,7 +36,6 @@ logger = logging.get_logger(__name__)
 PAPER_CYCLE_COSTS = {"llama-2-7b": 1.66, "llama-3-8b": 1.62, "qwen2-7b": 1.68}
 PROMPT_LENGTHS = (128, 512, 2048, 8192, 16384)
 DRAFTS = {DRAFT, DRAFT + COMPILED}
-WHOLE_PARTS = ("prefill", "draft", "verify")  # none of them is inside compiled code
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from ..decoding.draft_tree import pool_size
 from ..decoding.tree_settings import tree_settings
 from ..modeling_griffin import GriffinDraftModel
-from .answers import answer_batch
+from .answers import CYCLE_PARTS, TimedBatch, answer_batch
 from .cycle_timing import CycleTime, record_parts
 from .tree_acceptance import TreeSettings
 
@@ -125,6 +125,7 @@ def measure_costs(
     draft: GriffinDraftModel,
     batches: Sequence[Batch],
     probes: Sequence[TreeSettings],
+    num_warmups: int = 0,
     **generate_kwargs: Any,
 ) -> CostCurves:
     """
@@ -135,22 +136,29 @@ def measure_costs(
         draft ([`GriffinDraftModel`]): for this target.
         batches (`Sequence[Batch]`): prompts, on the target's device.
         probes (`Sequence[TreeSettings]`): see [`choose_probes`].
+        num_warmups (`int`, defaults to 0): answers with each probe that are not timed; compiled cycles need some.
         generate_kwargs: further arguments of `generate()`.
 
     Raises:
         ValueError: if all answers end with their first token, so that no cycle ran.
     """
+
+    def answer(tree: TreeSettings, batch: Batch) -> tuple[TimedBatch, list[CycleTime]]:
+        with draft_has(draft, tree, len(batch[0])), record_parts(target.device, CYCLE_PARTS) as recording:
+            answer = answer_batch(target, *batch, assistant_model=draft, **generate_kwargs)
+        return answer, recording.cycles()
+
+    for tree in [*probes] * num_warmups:
+        answer(tree, batches[0])
     cycles: dict[TreeSettings, list[CycleTime]] = {tree: [] for tree in probes}
     outside = []
-    for index, (input_ids, attention_mask) in enumerate(batches):
+    for index, batch in enumerate(batches):
         for tree in rotated(probes, index):
-            with draft_has(draft, tree, len(input_ids)), record_parts(target.device) as recording:
-                answer = answer_batch(target, input_ids, attention_mask, assistant_model=draft, **generate_kwargs)
-            new_cycles = recording.cycles()
+            answered, new_cycles = answer(tree, batch)
             cycles[tree] += new_cycles
             if new_cycles:  # the first one drafts under the whole prompt: what it takes longer is outside
                 usual = statistics.median(cycle.total for cycle in new_cycles)
-                outside.append(max(answer.wall_seconds - len(new_cycles) * usual, 0.0))
+                outside.append(max(answered.wall_seconds - len(new_cycles) * usual, 0.0))
     if not all(cycles.values()):
         raise ValueError(
             "All answers ended with their first token, before anything was drafted. Give prompts that the target "

@@ -8,7 +8,8 @@ Finds the draft tree that decodes fastest, for this target, draft, machine, dtyp
 5. The best few run for real on the other half, interleaved with plain decoding and with the draft's present tree. The
    fastest wins.
 
-A tree is only worth having if it beats plain decoding in step 5; else the result says so.
+A tree is only worth having if it beats plain decoding in step 5; else the result says so. All of it can be done with
+compiled cycles, which have costs of their own; plain decoding then competes with and without compilation.
 
 Next: `synthetic_pair.py`.
 """
@@ -24,10 +25,16 @@ from transformers import PreTrainedModel
 from ..decoding.tree_settings import tokens_per_row, tree_settings
 from ..modeling_griffin import GriffinDraftModel
 from .answers import TimedBatch, answer_batch
+from .intervals import paired_ratio_interval
+from .methods import PLAIN, PLAIN_COMPILED, PLAIN_KINDS, compiled_cycle, make_decoders
 from .replay import KnownAnswers, know_answers
 from .stopwatch import Stopwatch
 from .tree_acceptance import PathRanks, TreeSettings, rank_paths
 from .tree_costs import Batch, CostCurves, TreeGrid, choose_probes, draft_has, measure_costs, rotated
+
+
+WARMUP_TOKENS = 16
+NUM_WARMUPS = 2  # answers before compiled code is timed
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,9 @@ class TuningResult:
     """What [`tune_tree`] found."""
 
     best: Candidate
-    plain_tokens_per_second: float
+    plain_tokens_per_second: float  # without compilation
+    plain_compiled_tokens_per_second: float | None  # None: not measured
+    speedup_interval: tuple[float, float] | None  # 95 %, over the batches of the real runs; None if it was one batch
     confirmed: list[Candidate]  # the trees that were run, the best first
     curves: CostCurves
     num_trees: int  # that were compared
@@ -59,8 +68,9 @@ class TuningResult:
 
     @property
     def is_recommended(self) -> bool:
-        """Whether the draft is worth using at all."""
-        return self.speedup_ratio > 1
+        """Whether the draft is worth using at all: it beats plain decoding, compiled or not."""
+        plain = max(self.plain_tokens_per_second, self.plain_compiled_tokens_per_second or 0.0)
+        return (self.best.tokens_per_second or 0.0) > plain
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -76,6 +86,7 @@ def tune_tree(
     num_finalists: int = 3,
     num_probe_batches: int = 2,
     probe_tokens: int = 32,
+    compiles: bool = False,
     **generate_kwargs: Any,
 ) -> TuningResult:
     """
@@ -85,13 +96,16 @@ def tune_tree(
         target ([`~transformers.PreTrainedModel`]): the target.
         draft ([`GriffinDraftModel`]): for this target.
         batches (`Sequence[Batch]`):
-            Prompts like those to come, of the batch size to tune for: `(input_ids, attention_mask)`, padded on the
-            left, on the target's device.
+            Prompts like those to come, all of the batch size to tune for: `(input_ids, attention_mask)`, padded on
+            the left, on the target's device. Every second one is for the real runs; a single one serves for both.
         grid ([`TreeGrid`], *optional*): the trees to choose from, beside the draft's present one.
         max_new_tokens (`int`, defaults to 128): tokens of an answer, at most.
         num_finalists (`int`, defaults to 3): trees that are run for real, beside the present one.
         num_probe_batches (`int`, defaults to 2): batches on which costs are measured.
         probe_tokens (`int`, defaults to 32): tokens of an answer there, at most.
+        compiles (`bool`, defaults to `False`):
+            Tune the compiled cycle (static cache, [`compiled_cycle`]). Every tree that is run is compiled, which takes
+            a minute or more each.
         generate_kwargs: further arguments of `generate()`, for example of sampling.
 
     Returns:
@@ -100,36 +114,63 @@ def tune_tree(
     Effects: `draft.generation_config` gets the best tree, and the batch size that it is meant for.
 
     Raises:
-        ValueError: if there is no prompt, the grid holds no tree, or no answer is longer than a token.
+        ValueError: if there is no prompt, batches differ in size, the grid holds no tree, or no answer is longer than
+            a token.
     """
-    if not batches:
-        raise ValueError("There is no prompt to tune on. Give at least one; a dozen like those to come is better.")
+    batch_size = _common_size(batches)
     draft.bind(target)
-    batch_size = max(len(input_ids) for input_ids, _ in batches)
     present = _present_tree(draft, batch_size)
     trees = list(dict.fromkeys([*(grid or TreeGrid()).trees(draft.config.proposal_vocab_size), present]))
     to_choose, to_confirm = batches[::2], batches[1::2] or batches
     steps: dict[str, float] = {}
+    cycle_kwargs, num_warmups = (compiled_cycle(), NUM_WARMUPS) if compiles else ({}, 0)
 
     with _timed(steps, "warm_up"):
-        short = {"max_new_tokens": min(16, max_new_tokens)} | generate_kwargs
+        short = {"max_new_tokens": min(WARMUP_TOKENS, max_new_tokens)} | generate_kwargs
         for kwargs in (short, {"assistant_model": draft} | short):
             answer_batch(target, *to_choose[0], **kwargs)
     with _timed(steps, "answers"):
         answers = [_answer(target, batch, i, max_new_tokens, generate_kwargs) for i, batch in enumerate(to_choose)]
     with _timed(steps, "costs"):
         settings = {"max_new_tokens": min(probe_tokens, max_new_tokens)} | generate_kwargs
-        curves = measure_costs(target, draft, to_choose[:num_probe_batches], choose_probes(trees), **settings)
+        probed, probes = to_choose[:num_probe_batches], choose_probes(trees)
+        curves = measure_costs(target, draft, probed, probes, num_warmups, **cycle_kwargs | settings)
     with _timed(steps, "acceptance"):
         ranks = _rank_all(target, draft, to_choose, answers, trees)
     expected = [_expect(tree, ranks[tree.draft_tree_top_k], curves, answers) for tree in trees]
     finalists = _finalists(expected, present, num_finalists)
     with _timed(steps, "confirmation"):
-        plain, confirmed = _confirm(target, draft, to_confirm, finalists, max_new_tokens, generate_kwargs)
+        runs = _confirm(target, draft, to_confirm, finalists, max_new_tokens, compiles, generate_kwargs)
+    speeds = {mode: tokens_per_second(answers) for mode, answers in runs.items()}
+    confirmed = [
+        replace(finalist, tokens_per_second=speeds[finalist.tree], tau=_tau(runs[finalist.tree]))
+        for finalist in sorted(finalists, key=lambda finalist: -speeds[finalist.tree])
+    ]
     best = confirmed[0]
     draft.generation_config.update(**vars(best.tree))
     draft.generation_config.draft_tree_batch_size = batch_size  # type: ignore[attr-defined]  # takes any name
-    return TuningResult(best, plain, confirmed, curves, len(trees), steps)
+    return TuningResult(
+        best=best,
+        plain_tokens_per_second=speeds[PLAIN],
+        plain_compiled_tokens_per_second=speeds.get(PLAIN_COMPILED),
+        speedup_interval=_speedup_interval(runs[best.tree], runs[PLAIN]),
+        confirmed=confirmed,
+        curves=curves,
+        num_trees=len(trees),
+        step_seconds=steps,
+    )
+
+
+def _common_size(batches: Sequence[Batch]) -> int:
+    sizes = {len(input_ids) for input_ids, _ in batches}
+    if not sizes:
+        raise ValueError("There is no prompt to tune on. Give at least one; a dozen like those to come is better.")
+    if len(sizes) > 1:
+        raise ValueError(
+            f"The batches hold {' or '.join(map(str, sorted(sizes)))} prompts, but a tree is tuned for batches of "
+            "one size. Give such batches, and leave out prompts that fill none."
+        )
+    return sizes.pop()
 
 
 def _present_tree(draft: GriffinDraftModel, batch_size: int) -> TreeSettings:
@@ -199,32 +240,48 @@ def _confirm(
     batches: Sequence[Batch],
     finalists: Sequence[Candidate],
     max_new_tokens: int,
+    compiles: bool,
     generate_kwargs: dict[str, Any],
-) -> tuple[float, list[Candidate]]:
-    """Plain tokens per second, and the finalists with what they reached, the fastest first."""
-    modes: list[Candidate | None] = [None, *finalists]
-    answers: dict[int, list[TimedBatch]] = {i: [] for i in range(len(modes))}
-    for index, batch in enumerate(batches):
-        for i in rotated(range(len(modes)), index):
-            mode = modes[i]
-            if mode is None:
-                answers[i].append(_answer(target, batch, index, max_new_tokens, generate_kwargs))
-            else:
-                with draft_has(draft, mode.tree, len(batch[0])):
-                    kwargs = {"assistant_model": draft} | generate_kwargs
-                    answers[i].append(_answer(target, batch, index, max_new_tokens, kwargs))
-    plain, *speeds = (tokens_per_second(runs) for runs in answers.values())
-    confirmed = [
-        replace(candidate, tokens_per_second=speed, tau=_tau(answers[i]))
-        for i, (candidate, speed) in enumerate(zip(finalists, speeds, strict=True), start=1)
-    ]
-    return plain, sorted(confirmed, key=lambda candidate: -(candidate.tokens_per_second or 0.0))
+) -> dict[Any, list[TimedBatch]]:
+    """Answers to all batches, by mode: those of `PLAIN_KINDS` that are measured, and the finalists' trees."""
+    plain = {d.method.name: d for d in make_decoders(target, PLAIN_KINDS if compiles else [PLAIN])}
+    longest = max(input_ids.shape[1] for input_ids, _ in batches) + max_new_tokens
+    with_draft = {"assistant_model": draft} | (compiled_cycle() if compiles else {})
+
+    def answer(mode: Any, seed: int, num_tokens: int) -> TimedBatch:
+        batch = batches[seed]
+        if mode in plain:
+            kwargs = plain[mode].generate_kwargs(len(batch[0]), longest)
+            return _answer(target, batch, seed, num_tokens, kwargs | generate_kwargs)
+        with draft_has(draft, mode, len(batch[0])):
+            return _answer(target, batch, seed, num_tokens, with_draft | generate_kwargs)
+
+    modes = [*plain, *(finalist.tree for finalist in finalists)]
+    if compiles:
+        for mode in modes * NUM_WARMUPS:
+            answer(mode, 0, min(WARMUP_TOKENS, max_new_tokens))
+    answers: dict[Any, list[TimedBatch]] = {mode: [] for mode in modes}
+    for index in range(len(batches)):
+        for mode in rotated(modes, index):
+            answers[mode].append(answer(mode, index, max_new_tokens))
+    return answers
 
 
 def tokens_per_second(answers: Sequence[TimedBatch]) -> float:
     """New tokens of all rows over wall seconds."""
-    num_tokens = sum(len(row) for answer in answers for row in answer.new_tokens)
-    return num_tokens / sum(answer.wall_seconds for answer in answers)
+    tokens, seconds = _tokens_and_seconds(answers)
+    return sum(tokens) / sum(seconds)
+
+
+def _speedup_interval(ours: Sequence[TimedBatch], plain: Sequence[TimedBatch]) -> tuple[float, float] | None:
+    if len(ours) < 2:
+        return None
+    low, high = paired_ratio_interval(*_tokens_and_seconds(ours), *_tokens_and_seconds(plain))
+    return 1 + low, 1 + high
+
+
+def _tokens_and_seconds(answers: Sequence[TimedBatch]) -> tuple[list[int], list[float]]:
+    return [sum(map(len, answer.new_tokens)) for answer in answers], [answer.wall_seconds for answer in answers]
 
 
 def _tau(answers: Sequence[TimedBatch]) -> float | None:
