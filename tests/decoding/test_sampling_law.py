@@ -34,7 +34,7 @@ from transformers_griffin.decoding import answer
 from transformers_griffin.decoding.choice import TokenChooser
 from transformers_griffin.decoding.draft_tree import DraftTree, ancestor_mask
 from transformers_griffin.decoding.target_forward import TargetForward
-from transformers_griffin.decoding.verification import Acceptance, walk_path
+from transformers_griffin.decoding.verification import Acceptance, accept_path, walk_path
 
 
 VOCAB_SIZE, ANSWER_LENGTH = 7, 4
@@ -214,6 +214,10 @@ def our_careful_walk(tree, logits, input_ids, choose, path_length) -> Acceptance
     return walk_path(tree, logits, input_ids, choose, path_length, ask_host=True)
 
 
+def our_choice_at_all_nodes(tree, logits, input_ids, choose, path_length) -> Acceptance:
+    return accept_path(tree, choose.at_all_nodes(tree.tokens, logits), path_length)
+
+
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_answers_have_the_law_of_the_target(pair, cycles, name):
     """100,000 answers for each setting; a cycle emits two to three of the four tokens that it could emit."""
@@ -222,6 +226,22 @@ def test_answers_have_the_law_of_the_target(pair, cycles, name):
     counts, tau = draw_answers(target, cycles, processors, our_walk)
     assert 1.5 < tau < 3.5  # 1 would be no draft accepted, 4 all of them
     assert odds(counts, exact_law(target, processors)) > LEVEL
+
+
+@pytest.mark.parametrize("name", ["T=0.5", "T=1.3", "top-k 3"])
+def test_choices_at_all_nodes_have_the_law_of_the_target(pair, cycles, name):
+    """One call for all nodes instead of one for each node of the path."""
+    target, _ = pair
+    processors = processors_of(name)
+    assert TokenChooser(processors, do_sample=True).can_choose_at_all_nodes
+    counts, tau = draw_answers(target, cycles, processors, our_choice_at_all_nodes, seed=2)
+    assert 1.5 < tau < 3.5
+    assert odds(counts, exact_law(target, processors)) > LEVEL
+
+
+@pytest.mark.parametrize("name", ["top-p 0.8", "repetition penalty 1.3", "all"])
+def test_who_sorts_or_sees_the_prefix_is_asked_along_the_path(name):
+    assert not TokenChooser(processors_of(name), do_sample=True).can_choose_at_all_nodes
 
 
 def test_the_walk_that_asks_the_host_has_the_law_of_the_target(pair, cycles):

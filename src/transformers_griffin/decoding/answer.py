@@ -101,8 +101,8 @@ class Answer:
 
     def accept(self, tree: DraftTree, logits: torch.Tensor, path_length: int) -> Acceptance:
         """The paths that the target chooses; processors and criteria see what plain decoding shows them."""
-        if self.chooser.is_argmax:
-            return accept_path(tree, logits.argmax(dim=-1).to(tree.tokens.device), path_length)
+        if self.chooser.can_choose_at_all_nodes:
+            return accept_path(tree, self.chooser.at_all_nodes(tree.tokens, logits), path_length)
         ask_host = self.chooser.needs_true_prefixes
         if self.is_row_wise:
             return walk_path(tree, logits, self.sequence, self.choose, path_length, ask_host)

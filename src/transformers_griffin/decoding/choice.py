@@ -93,6 +93,17 @@ PREFIX_FREE_PROCESSORS = (
     TypicalLogitsWarper,
 )
 
+# Those of the latter that do not sort: asked about all nodes of a tree at once they cost little more than at one.
+CHEAP_PROCESSORS = (
+    EpsilonLogitsWarper,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    MinPLogitsWarper,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+)
+
 # Criteria beside length and end of sequence that judge each row by itself and remember nothing of earlier calls.
 ROW_WISE_CRITERIA = (MaxTimeCriteria, StopStringCriteria)
 
@@ -114,9 +125,9 @@ class TokenChooser:
         self.scores: tuple[torch.Tensor, ...] = ()  # of the calls since they were taken last
 
     @property
-    def is_argmax(self) -> bool:
-        """Whether the choice is a function of the logits alone, so that all nodes can choose at once."""
-        return not self.do_sample and len(self.processors) == 0 and not self.records_scores
+    def can_choose_at_all_nodes(self) -> bool:
+        """Whether a choice needs the logits alone and is cheap, so that it is made at all nodes of a tree at once."""
+        return not self.records_scores and all(type(processor) in CHEAP_PROCESSORS for processor in self.processors)
 
     @property
     def needs_true_prefixes(self) -> bool:
@@ -152,6 +163,21 @@ class TokenChooser:
         if self.do_sample:
             return torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
         return scores.argmax(dim=-1)
+
+    def at_all_nodes(self, tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """
+        The target's choice after every node, samples independent of each other: see `can_choose_at_all_nodes`.
+
+        Args:
+            tokens (`torch.LongTensor` of shape `(batch_size, n_nodes)`): of the nodes.
+            logits (`torch.Tensor` of shape `(batch_size, n_nodes, vocab_size)`): the target's logits after each node.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size, n_nodes)`.
+        """
+        if not self.do_sample and not self.processors:
+            return logits.argmax(dim=-1).to(tokens.device)
+        return self(logits.flatten(0, 1), tokens.reshape(-1, 1)).view_as(tokens)
 
     def _process_each(self, prefix: torch.Tensor, scores: torch.Tensor, starts: dict[int, int]) -> torch.Tensor:
         rows = []
