@@ -34,7 +34,8 @@ class FinishedRows:
     def take(self, index: int, row: int, length: int) -> None:
         """Copies the first `length` slots of the batch's row `index`, which is known as `row` from now on."""
         self.lengths[row] = length
-        self.entries[row] = [self._entries_of(layer, index, length) for layer in self.cache.layers]
+        of_layers = [self._entries_of(layer, index, length) for layer in self.cache.layers]
+        self.entries[row] = [e if e is None else (e[0].clone(), e[1].clone(), e[2]) for e in of_layers]
 
     def put_back(self, rows: list[int], lengths: list[int]) -> list[int]:
         """
@@ -48,12 +49,15 @@ class FinishedRows:
         """
         if not self.entries:
             return lengths
-        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            self.take(index, row, length)
-        layers: list[Any] = self.cache.layers
+        self.lengths.update(zip(rows, lengths, strict=True))
         longest, shortest = max(self.lengths.values()), min(self.lengths.values())
-        for idx, layer in enumerate(layers):
-            of_rows = [entry for _, entries in sorted(self.entries.items()) if (entry := entries[idx]) is not None]
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
+            # Both kinds of rows are freed layer by layer, so that no second cache exists meanwhile.
+            entries = {row: of_layers.pop(0) for row, of_layers in self.entries.items()}
+            for index, row in enumerate(rows):
+                entries[row] = self._entries_of(layer, index, self.lengths[row])
+            of_rows = [entry for _, entry in sorted(entries.items()) if entry is not None]
             if of_rows:
                 offset = max(shortest - layer.sliding_window + 1, 0) if type(layer) is GrowingSlidingLayer else 0
                 keys = torch.cat([_slots(keys, first, offset, longest) for keys, _, first in of_rows])
@@ -70,7 +74,7 @@ class FinishedRows:
             return None  # reads another layer's entries
         first = layer.offset if type(layer) is GrowingSlidingLayer else 0
         rows = slice(index, index + 1)
-        return layer.keys[rows, :, : length - first].clone(), layer.values[rows, :, : length - first].clone(), first
+        return layer.keys[rows, :, : length - first], layer.values[rows, :, : length - first], first
 
 
 def _slots(entries: torch.Tensor, first: int, start: int, end: int) -> torch.Tensor:
