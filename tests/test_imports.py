@@ -44,6 +44,7 @@ DECODING = (
     "target_forward",
     "compiled",
     "outputs",
+    "prompt_pairs",
     "loop",
     "generate_hook",
 )

@@ -216,6 +216,42 @@ def test_rows_of_a_batch_are_drafted_as_if_alone():
         assert_same_tree(row_of(second, row), alone.draft_tree(*new))
 
 
+@pytest.mark.parametrize("chunk_size", [1, 3, 4, 8])
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_prompt_read_in_chunks_drafts_the_same_trees(batch_size, num_layers, chunk_size):
+    """9 pairs, then a round of 2 pairs; chunk_size 8 leaves a last chunk of 1."""
+    draft = random_draft(num_hidden_layers=num_layers)
+    prompt, later = random_pairs(9, batch_size), random_pairs(2, batch_size, seed=1)
+    whole, chunked = generator_of(draft), generator_of(draft)
+    expected = whole.draft_tree(*prompt)
+    assert_same_tree(draft_tree_in_chunks(chunked, chunk_size, *prompt), expected)
+    assert chunked.cache.get_seq_length() == 9
+    assert_same_tree(chunked.draft_tree(*later), whole.draft_tree(*later))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 5])
+def test_padded_prompts_read_in_chunks_draft_the_same_trees(chunk_size):
+    """Padding of 0, 3 and 6 of 8: less than a chunk, one and several whole chunks; the second round is ragged."""
+    draft = random_draft()
+    rows = [pad_left(*random_pairs(8 - padding, seed=padding), count=padding) for padding in (0, 3, 6)]
+    prompt = [torch.cat(parts) for parts in zip(*rows, strict=True)]
+    later = random_pairs(3, batch_size=3, seed=1)
+    whole, chunked = generator_of(draft), generator_of(draft)
+    expected = whole.draft_tree(*prompt)
+    assert_same_tree(draft_tree_in_chunks(chunked, chunk_size, *prompt), expected)
+    num_new = [2, 3, 1]
+    assert_same_tree(chunked.draft_tree(*later, num_new=num_new), whole.draft_tree(*later, num_new=num_new))
+
+
+def draft_tree_in_chunks(generator: GriffinCandidateGenerator, chunk_size: int, *prompt: torch.Tensor) -> DraftTree:
+    """The tree under tokens and features, with a mask if they are padded, of which the draft reads a chunk a pass."""
+    *first, last = zip(*(part.split(chunk_size, dim=1) for part in prompt), strict=True)
+    for chunk in first:
+        generator.read_chunk(*chunk)
+    return generator.draft_tree(*last)
+
+
 def test_a_prompt_given_as_embeddings_drafts_the_same_tree():
     draft = random_draft()
     tokens, features = random_pairs(5)

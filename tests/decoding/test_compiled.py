@@ -214,8 +214,9 @@ def test_cache_of_a_user_holds_what_plain_decoding_leaves_and_can_be_used_again(
 
 def test_prompt_is_read_in_chunks() -> None:
     plain, settings = decode_plainly(LLAMA, 48), compiled()
-    ours, _ = decode_with_noisy_oracle(plain, SMALL_TREE, prefill_chunk_size=32, **settings)
+    ours, _ = decode_with_noisy_oracle(plain, SMALL_TREE, prefill_chunk_size=16, **settings)
     assert_exact(plain, ours, SMALL_TREE[1])
+    assert len(backend_of(settings).graphs) == 3  # of the cycle: no chunk was compiled
 
 
 @pytest.mark.parametrize("settings", [{"disable_compile": True}, {"cache_implementation": None}])

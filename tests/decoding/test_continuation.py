@@ -164,3 +164,32 @@ def test_prompt_read_in_chunks(pair):
         assert chunked.sequences.tolist() == ours.sequences.tolist() == plain.sequences.tolist()
         # Every chunk's features reach the draft.
         assert chunked.acceptance_lengths == ours.acceptance_lengths
+
+
+@pytest.mark.parametrize("whole_prompt", [True, False], ids=["whole prompt", "only what is new"])
+def test_prompt_behind_a_cache_read_in_chunks(pair, whole_prompt):
+    """What the cache holds is no part of the chunks: the draft reads the same pairs and drafts the same trees."""
+    target, draft = pair
+    first, second = golden_prompts()[:2]
+    outputs = []
+    for chunk_size in (None, 3):
+        cache = DynamicCache(config=target.config)
+        said = target.generate(first, past_key_values=cache, max_new_tokens=14, do_sample=False)
+        said = torch.cat((said, second), dim=1)
+        said_now = said if whole_prompt else said[:, cache.get_seq_length() :]
+        outputs.append(
+            target.generate(
+                said_now,
+                attention_mask=torch.ones_like(said),
+                past_key_values=cache,
+                assistant_model=draft,
+                max_new_tokens=24,
+                do_sample=False,
+                return_dict_in_generate=True,
+                prefill_chunk_size=chunk_size,
+            )
+        )
+    whole, chunked = outputs
+    plain = target.generate(said, max_new_tokens=24, do_sample=False)
+    assert chunked.sequences[0, -24:].tolist() == plain[0, -24:].tolist()
+    assert chunked.acceptance_lengths == whole.acceptance_lengths

@@ -11,7 +11,13 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from test_candidate_generator import assert_same_tree, generator_of, random_draft, random_pairs
+from test_candidate_generator import (
+    assert_same_tree,
+    draft_tree_in_chunks,
+    generator_of,
+    random_draft,
+    random_pairs,
+)
 
 from transformers_griffin import GriffinCandidateGenerator, GriffinDraftModel
 from transformers_griffin.decoding import kernels
@@ -100,6 +106,32 @@ def test_kernels_draft_the_same_trees(
     for ours, wanted in zip(found, expected, strict=True):
         assert_same_tree(ours, wanted, SCORE_TOLERANCE)
     assert draft.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("mask", [None, [ALL, LEFT, ALL], [ALL, [1] * 5 + [0] + [1] * 3, ALL]])
+@pytest.mark.parametrize(("depth", "chunk_size"), [(2, 4), (4, 5)])
+def test_kernels_draft_the_same_trees_under_a_prompt_in_chunks(
+    depth: int, chunk_size: int, mask: list[list[int]] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    9 pairs; a chunk with more of them than a cycle emits is not packed. The hole lies where chunks of 5 meet, and no
+    chunk shows it by itself.
+    """
+    draft, (tokens, features) = float_draft(), (t.to(DEVICE) for t in random_pairs(9, BATCH_SIZE))
+    prompt = [tokens, features.float()] + ([] if mask is None else [torch.tensor(mask, device=DEVICE)])
+    expected = generator_of(draft, depth=depth).draft_tree(*prompt)
+    is_packed = []
+    draft.register_forward_pre_hook(
+        lambda *_: is_packed.append(draft.config._attn_implementation == TREE_IMPLEMENTATION)
+    )
+    with forced_kernels(monkeypatch):
+        generator = generator_of(draft, depth=depth)
+        found = draft_tree_in_chunks(generator, chunk_size, *prompt)
+    assert_same_tree(found, expected, SCORE_TOLERANCE)
+    has_hole = mask is not None and LEFT not in mask
+    assert generator.packs_masks != has_hole
+    if depth == 2:  # chunks of 4, 4 and 1 pairs, where a cycle emits 3 at most
+        assert is_packed[:3] == [False, False, not has_hole]
 
 
 def test_the_attention_kernel_itself_drafts_the_same_trees(monkeypatch: pytest.MonkeyPatch) -> None:

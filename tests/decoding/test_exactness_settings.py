@@ -95,7 +95,16 @@ def test_prompt_read_in_chunks_gives_the_same_answer(
         plain, SMALL_TREE, prefill_chunk_size=chunk_size, cache_implementation=cache_implementation
     )
     assert_exact(plain, ours, depth=4)
-    assert draft.verified[0][2].shape[1] == LONG  # the features of all chunks
+    # The draft reads chunks of the same size, and every pair of the prompt once.
+    num_read = [features.shape[1] for _, _, features in draft.verified]
+    expected = [chunk_size] * (LONG // chunk_size) + [LONG % chunk_size]
+    assert num_read[: len(expected)] == expected
+    positions, embeds, features = (torch.cat(parts, dim=1)[:, :LONG] for parts in zip(*draft.verified, strict=True))
+    assert positions.tolist() == [list(range(LONG))]
+    tokens = plain.output.sequences[:, 1 : LONG + 1]
+    torch.testing.assert_close(embeds, plain.target.get_input_embeddings()(tokens))
+    _, whole = decode_with_noisy_oracle(plain, SMALL_TREE, cache_implementation=cache_implementation)
+    torch.testing.assert_close(features, whole.verified[0][2], atol=1e-4, rtol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------- caches

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from transformers_griffin import GriffinDraftModel
 from transformers_griffin.decoding.candidate_generator import GriffinCandidateGenerator
+from transformers_griffin.decoding.finished_rows import FinishedRows
 from transformers_griffin.decoding.growing_layers import SPARE_SLOTS
+from transformers_griffin.decoding.kv_cache import start_growing
 from transformers_griffin.decoding.target_forward import TargetForward
 from transformers_griffin.decoding.tree_settings import tokens_per_row
 
@@ -124,26 +126,108 @@ def test_caches_are_not_copied_at_every_cycle(
         assert sum(now != before for before, now in pairwise(addresses)) <= 1
 
 
-def test_features_of_the_prompt_are_freed_with_the_first_cycle(
-    pair: tuple[LlamaForCausalLM, GriffinDraftModel], monkeypatch: pytest.MonkeyPatch
+def test_rows_are_put_back_without_a_second_cache() -> None:
+    """
+    One of two rows leaves the batch: while it is copied, one and a half caches exist. When it is put back no more do,
+    with one layer of eight in the making.
+    """
+    num_layers, length = 8, 1000
+    entries = torch.rand(2, 2, length, 16)
+
+    def take_and_put_back() -> None:
+        cache = DynamicCache()
+        for layer_idx in range(num_layers):
+            cache.update(entries, entries, layer_idx)
+        start_growing(cache)
+        finished = FinishedRows(cache)
+        finished.take(0, row=0, length=length)
+        cache.batch_select_indices(torch.tensor([1]))
+        finished.put_back([1], [length])
+        assert torch.equal(cache.layers[-1].keys, entries)
+
+    bytes_of_layer = 2 * entries.numel() * BYTES
+    assert peak_bytes(take_and_put_back) <= (1.5 * num_layers + 2) * bytes_of_layer
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_prompt_in_chunks_adds_the_drafts_cache_to_the_peak_and_two_chunks_of_features(
+    pair: tuple[LlamaForCausalLM, GriffinDraftModel], batch_size: int
 ) -> None:
+    """The prompt is long enough for the peak to be in the prefill, where the features of all of it would show."""
     target, draft = pair
-    features: list[weakref.ref[torch.Tensor]] = []
-    is_alive: list[bool] = []
-    prefill, verify = TargetForward.prefill, TargetForward.verify
+    prompt_length, chunk_size = 1200, 50
+    prompt = torch.randint(1, VOCAB_SIZE, (batch_size, prompt_length), generator=torch.Generator().manual_seed(0))
+    kwargs = {"max_new_tokens": NUM_NEW_TOKENS, "do_sample": False, "prefill_chunk_size": chunk_size}
+    plain = peak_bytes(lambda: target.generate(prompt, **kwargs))
+    ours = peak_bytes(lambda: target.generate(prompt, assistant_model=draft, **kwargs))
+    numbers_of_row = prompt_length * 2 * KV_WIDTH + 2 * chunk_size * HIDDEN_SIZE
+    assert ours - plain <= BYTES * batch_size * numbers_of_row
 
-    def remember(self: TargetForward, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        outputs, of_prompt = prefill(self, input_ids)
-        features.append(weakref.ref(of_prompt))
-        return outputs, of_prompt
 
-    def look(self: TargetForward, *args: Any) -> tuple[Any, torch.Tensor]:
-        is_alive.append(features[0]() is not None)
+@pytest.mark.parametrize("cache_implementation", ["dynamic", "static"])
+@pytest.mark.parametrize("num_padded", [0, 12])
+def test_draft_reads_no_more_of_a_prompt_at_a_time_than_the_target(
+    pair: tuple[LlamaForCausalLM, GriffinDraftModel],
+    num_padded: int,
+    cache_implementation: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """33 tokens in chunks of 8; in the second case the other row begins with a chunk and a half of padding."""
+    target, draft = pair
+    num_read: list[int] = []
+    forward = GriffinDraftModel.forward
+
+    def look(self: GriffinDraftModel, **kwargs: Any) -> Any:
+        num_read.append(kwargs["features"].shape[1])
+        return forward(self, **kwargs)
+
+    monkeypatch.setattr(GriffinDraftModel, "forward", look)
+    prompt = torch.randint(1, VOCAB_SIZE, (2, 33), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(prompt)
+    mask[1, :num_padded] = 0
+    target.generate(
+        prompt,
+        attention_mask=mask,
+        assistant_model=draft,
+        max_new_tokens=NUM_NEW_TOKENS,
+        do_sample=False,
+        prefill_chunk_size=8,
+        cache_implementation=cache_implementation,
+    )
+    assert num_read[:5] == [8, 8, 8, 8, 1]
+    assert len(num_read) > 5
+    assert max(num_read) == 8
+
+
+@pytest.mark.parametrize(("chunk_size", "num_chunks"), [(None, 1), (5, 4)])
+def test_features_of_the_prompt_are_freed_as_soon_as_the_draft_has_read_them(
+    pair: tuple[LlamaForCausalLM, GriffinDraftModel],
+    chunk_size: int | None,
+    num_chunks: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While it reads a chunk the target holds those of the next; when a tree is verified all are gone."""
+    target, draft = pair
+    chunks: list[weakref.ref[torch.Tensor]] = []
+    num_alive: list[int] = []  # of the chunks that the draft has begun to read
+    read, verify = GriffinCandidateGenerator._read_verified, TargetForward.verify
+
+    def count() -> None:
+        num_alive.append(sum(chunk() is not None for chunk in chunks))
+
+    def look_at_read(
+        self: GriffinCandidateGenerator, tokens: torch.Tensor, features: torch.Tensor, *args: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        chunks.append(weakref.ref(features))
+        count()
+        return read(self, tokens, features, *args)
+
+    def look_at_verify(self: TargetForward, *args: Any) -> tuple[Any, torch.Tensor]:
+        count()
         return verify(self, *args)
 
-    monkeypatch.setattr(TargetForward, "prefill", remember)
-    monkeypatch.setattr(TargetForward, "verify", look)
-    target.generate(torch.ones(1, 20, dtype=torch.long), assistant_model=draft, max_new_tokens=12, do_sample=False)
-    assert is_alive[0]
-    assert len(is_alive) > 2
-    assert not any(is_alive[1:])
+    monkeypatch.setattr(GriffinCandidateGenerator, "_read_verified", look_at_read)
+    monkeypatch.setattr(TargetForward, "verify", look_at_verify)
+    prompt = torch.ones(1, 20, dtype=torch.long)
+    target.generate(prompt, assistant_model=draft, max_new_tokens=2, do_sample=False, prefill_chunk_size=chunk_size)
+    assert num_alive == [1] * num_chunks + [0]

@@ -156,7 +156,7 @@ def run_cycle(pair: tuple[LlamaForCausalLM, GriffinDraftModel], input_ids: torch
         "use_cache": True,
     }
     forward = TargetForward(target, GenerationConfig(), model_kwargs, max_length=64)
-    _, features = forward.prefill(input_ids[:, :-1])
+    _, features = forward.prefill(input_ids[:, :-1], take_chunk=lambda _: None)  # one chunk
     tree = GriffinCandidateGenerator(draft).draft_tree(input_ids[:, 1:], features)
     outputs, _ = forward.verify(tree, input_ids)
     return Cycle(tree, outputs.logits)

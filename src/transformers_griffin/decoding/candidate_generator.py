@@ -109,6 +109,20 @@ class GriffinCandidateGenerator(CandidateGenerator):
     # ------------------------------------------------------------------ drafting
 
     @torch.no_grad()
+    def read_chunk(
+        self, tokens: torch.Tensor, features: torch.Tensor, padding_mask: torch.Tensor | None = None
+    ) -> None:
+        """
+        Reads a chunk of the prompt without drafting; [`~GriffinCandidateGenerator.draft_tree`] reads the last one.
+
+        Args:
+            tokens, features, padding_mask: as for [`~GriffinCandidateGenerator.draft_tree`].
+
+        Effects: the draft's cache grows by the chunk.
+        """
+        self._read_verified(tokens, features, padding_mask)
+
+    @torch.no_grad()
     def draft_tree(
         self,
         tokens: torch.Tensor,
@@ -148,12 +162,8 @@ class GriffinCandidateGenerator(CandidateGenerator):
         token_embeds: torch.Tensor | None,
         num_new: list[int] | None,
     ) -> DraftTree:
-        self.packs_masks = self.packs_masks and is_left_padded(padding_mask)
-        counts = None
-        if num_new is not None:
-            counts = to_device(num_new, self.draft.device).unsqueeze(1)
-            padding_mask = torch.arange(features.shape[1], device=counts.device) < counts
-        predict, regress = self._read_verified(tokens, features, padding_mask, token_embeds)
+        counts = None if num_new is None else to_device(num_new, self.draft.device).unsqueeze(1)
+        predict, regress = self._read_verified(tokens, features, padding_mask, token_embeds, counts)
         if num_new is not None:
             self._close_gaps(num_new, features.shape[1])
         pool = self.grow(newest(predict, counts), newest(regress, counts), tokens.device)
@@ -189,15 +199,25 @@ class GriffinCandidateGenerator(CandidateGenerator):
         tokens: torch.Tensor,
         features: torch.Tensor,
         padding_mask: torch.Tensor | None,
-        token_embeds: torch.Tensor | None,
+        token_embeds: torch.Tensor | None = None,
+        counts: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pass 1; returns predict and regress, each `(batch_size, new, hidden_size)`."""
+        """
+        Pass 1, or a part of it; `counts` of shape `(batch_size, 1)` are `num_new` of `draft_tree` on the device.
+
+        Returns:
+            predict and regress, each `(batch_size, new, hidden_size)`.
+        """
         batch_size, num_new = features.shape[:2]
         features = features.to(device=self.draft.device, dtype=self.draft.dtype)
         if token_embeds is None:
             token_embeds = self.draft.embed_tokens(tokens)
+        if counts is not None:
+            padding_mask = torch.arange(num_new, device=counts.device) < counts
         if padding_mask is not None or self.padding_mask is not None:
             self._extend_padding(padding_mask, batch_size, num_new)
+        if padding_mask is not None and counts is None:  # a prompt's
+            self.packs_masks = self.packs_masks and is_left_padded(self.padding_mask)
         steps = torch.arange(num_new, device=self.draft.device)
         if padding_mask is None:
             position_ids = self.next_position + steps
@@ -226,7 +246,8 @@ class GriffinCandidateGenerator(CandidateGenerator):
     def _causal_mask(self, batch_size: int, num_new: int) -> Any:
         """None without padding, or in 4-D: transformers would ask the host what is in a 2-D mask."""
         num_pairs = self.cache.get_seq_length()
-        is_packed = self.packs_masks and num_pairs > 0  # a prompt has too many pairs for bits
+        # Of no more pairs than a cycle brings: a prompt's chunk has too many for bits.
+        is_packed = self.packs_masks and num_pairs > 0 and num_new <= self.path_length
         if self.padding_mask is None and not is_packed:
             return None
         steps = torch.arange(num_new, device=self.draft.device)

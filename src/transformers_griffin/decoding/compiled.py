@@ -6,8 +6,8 @@ The cycle in fixed shapes, for `torch.compile`: with a static cache nothing that
     compaction     whole paths move, whatever was accepted
 
 All that differs from cycle to cycle lies in tensors that are changed in place, so one compilation serves all cycles,
-all answers and, since the lengths of the caches are left open, all prompts. The prompt itself is read as it is without
-compilation, by target and draft.
+all answers and, since the lengths of the caches are left open, all prompts. The prompt itself, in chunks or not, is
+read as it is without compilation, by target and draft.
 
 Whether to compile is transformers' decision (`cache_implementation="static"`, `disable_compile`, `compile_config`).
 
@@ -198,9 +198,9 @@ class CompiledTargetForward(TargetForward):
         self.packs_masks = False
         self.compile_config = compile_config
 
-    def prefill(self, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, input_ids: torch.Tensor, take_chunk: Callable[[torch.Tensor], None]) -> tuple[Any, torch.Tensor]:
         """As in the parent class; from here on lengths are tensors, too."""
-        outputs, features = super().prefill(input_ids)
+        outputs, features = super().prefill(input_ids, take_chunk)
         leave_lengths_open(self.cache)
         self.num_slots = torch.full((), self.cache_length, device=self.device)
         self.growth = torch.zeros_like(self.num_slots)

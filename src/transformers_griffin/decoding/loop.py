@@ -25,6 +25,7 @@ from .compiled import CAPACITY_STEP, CompiledCandidateGenerator, CompiledTargetF
 from .finished_rows import FinishedRows, can_drop_rows
 from .kv_cache import prepare_for_tree, stop_growing
 from .outputs import GriffinGenerateOutput, OutputRecorder, wants_scores
+from .prompt_pairs import PromptPairs
 from .target_forward import TargetForward, check_rotary_frequencies
 
 
@@ -73,13 +74,14 @@ def decode_with_draft(
     else:
         generator.make_chain()
 
-    # 0. Prefill: the first token, and every feature of the prompt.
-    outputs, features = forward.prefill(input_ids)
+    # 0. Prefill: the first token, and the prompt's features, which the draft reads chunk by chunk, too.
+    pairs = PromptPairs(draft, input_ids, model_kwargs, prompt_length - int(forward.cache.get_seq_length()))
+    outputs, features = forward.prefill(input_ids, lambda chunk: generator.read_chunk(**pairs.of_chunk(chunk)))
     recorder.add_prefill(outputs, forward.cache_length)
     first_token = answer.choose(outputs.logits[:, -1], input_ids).unsqueeze(-1)
     num_kept = answer.append(first_token)
     recorder.add_scores(answer.new_scores, num_kept, answer.rows)
-    draft_inputs: dict[str, Any] = _prompt_pairs(draft, input_ids, first_token, features, model_kwargs)
+    draft_inputs: dict[str, Any] = pairs.of_last_chunk(features, first_token)
     del outputs, features
 
     finished = FinishedRows(forward.cache) if _outlives(forward.cache, recorder) else None
@@ -88,6 +90,7 @@ def decode_with_draft(
             draft_inputs = _drop_ended_rows(answer, forward, generator, draft_inputs, finished)
             # 1. Draft
             tree = forward.shorten(generator.draft_tree(**draft_inputs))
+            del draft_inputs
             # 2. Verify
             outputs, node_features = forward.verify(tree, answer.sequence)
             # 3. Accept
@@ -152,28 +155,6 @@ def _lengths(
     if mask_length != prompt_length:  # only the new tokens were passed
         prompt_length += int(model_kwargs["past_key_values"].get_seq_length())
     return prompt_length, prompt_length + generation_config.max_length - input_ids.shape[1]
-
-
-def _prompt_pairs(
-    draft: GriffinDraftModel,
-    input_ids: torch.Tensor,
-    first_token: torch.Tensor,
-    features: torch.Tensor,
-    model_kwargs: dict[str, Any],
-) -> dict[str, Any]:
-    """What the draft reads first: x_1 .. x_L for F_0 .. F_{L-1}, as embeddings where the prompt came as such."""
-    num_read = features.shape[1]
-    mask, inputs_embeds = model_kwargs.get("attention_mask"), model_kwargs.get("inputs_embeds")
-    token_embeds = None
-    if inputs_embeds is not None:
-        embeds = inputs_embeds[:, inputs_embeds.shape[1] - num_read + 1 :].to(device=draft.device, dtype=draft.dtype)
-        token_embeds = torch.cat((embeds, draft.embed_tokens(first_token)), dim=1)
-    return {
-        "tokens": torch.cat((input_ids, first_token), dim=1)[:, -num_read:],
-        "features": features,
-        "padding_mask": None if mask is None else mask[:, -num_read:],
-        "token_embeds": token_embeds,
-    }
 
 
 __all__ = ["decode_with_draft"]

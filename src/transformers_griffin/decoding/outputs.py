@@ -4,7 +4,7 @@ What `generate(return_dict_in_generate=True)` returns: plain decoding's outputs,
 Each row's entries are collected by themselves, one for each of its tokens, and put side by side at the end. Behind a
 row's last token, where plain decoding goes on with padding, they are zero.
 
-Next: `loop.py`.
+Next: `prompt_pairs.py`.
 """
 
 from dataclasses import dataclass

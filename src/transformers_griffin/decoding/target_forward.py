@@ -9,8 +9,9 @@ Next: `compiled.py`.
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class TargetForward:
         padding_mask = model_kwargs.get("attention_mask")
         self.packs_masks = self.verifies_trees and can_read_packed_masks(target) and is_left_padded(padding_mask)
         self.device = target.device  # where the tokens are, once they are known: a target may be offloaded
-        self.features: list[torch.Tensor] = []
+        self.features: list[torch.Tensor] = []  # of the newest forward, until they are returned
         self.cache_length = 0  # slots of the longest row
         self.lengths: list[int] = []  # slots of each row
         self.gaps: torch.Tensor | None = None  # (batch_size, 1): slots that a row lacks; None if it is none
@@ -86,23 +87,30 @@ class TargetForward:
 
     # ------------------------------------------------------------------ forwards
 
-    def prefill(self, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, input_ids: torch.Tensor, take_chunk: Callable[[torch.Tensor], None]) -> tuple[Any, torch.Tensor]:
         """
-        Reads the prompt, in chunks when `prefill_chunk_size` is set.
+        Reads the prompt, in chunks when `prefill_chunk_size` is set, and compiles nothing.
+
+        Args:
+            take_chunk (`Callable`):
+                Called with the features of each chunk but the last, of shape `(batch_size, chunk, hidden_size)`, as
+                soon as the next chunk has been read; they are freed then.
 
         Returns:
-            the outputs, and the features of all tokens read now, of shape `(batch_size, read, hidden_size)`.
+            the outputs, and the features of the last chunk: of all tokens read now if they were not split.
         """
         self.device = input_ids.device
         positions = self.model_kwargs.get("position_ids")
+        generation_config = copy(self.generation_config)
+        generation_config.disable_compile = True  # transformers would compile chunks, and the tap with them
         # The head is called on all positions, so that the tap sees them, and computes the last one.
         model_kwargs = self.model_kwargs | ({"logits_to_keep": 0} if "logits_to_keep" in self.model_kwargs else {})
-        with self._tapped_features(last_logits_only=True):
+        with self._tapped_features(take_chunk):
             outputs = self.target._prefill(
                 input_ids,
-                self.generation_config,
+                generation_config,
                 model_kwargs,
-                is_first_iteration=not self.generation_config.is_assistant,
+                is_first_iteration=not generation_config.is_assistant,
             )
         # Phi-3 ignores the cache it was given if the prompt is longer than its short rotary embedding reaches.
         self.cache = outputs.past_key_values
@@ -112,7 +120,7 @@ class TargetForward:
             # Position of a slot = slot + this; padding on the left makes it negative.
             self.position_of_slot = positions[..., -1:] + 1 - self.cache_length
         start_growing(self.cache)
-        return outputs, self._take_features()
+        return outputs, self.features.pop()
 
     def verify(self, tree: DraftTree, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """
@@ -134,7 +142,7 @@ class TargetForward:
         model_inputs = self._tree_inputs(tree) if self.verifies_trees else self._chain_inputs(tree, input_ids)
         with self._tapped_features():
             outputs = self.target(**model_inputs, return_dict=True)
-        return outputs, self._take_features()
+        return outputs, self.features.pop()
 
     def shorten(self, tree: DraftTree) -> DraftTree:
         """
@@ -306,8 +314,11 @@ class TargetForward:
     # ------------------------------------------------------------------ features
 
     @contextmanager
-    def _tapped_features(self, last_logits_only: bool = False) -> Iterator[None]:
-        """Collects what the LM head reads; with `last_logits_only` the head goes on with the last position alone."""
+    def _tapped_features(self, take_chunk: Callable[[torch.Tensor], None] | None = None) -> Iterator[None]:
+        """
+        Holds what the LM head reads. With `take_chunk` that is a prompt: the head goes on with the last position, and
+        what it read in the forward before goes to `take_chunk`.
+        """
         owner = threading.get_ident()
 
         def tap(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
@@ -315,17 +326,17 @@ class TargetForward:
             if not torch.compiler.is_compiling() and threading.get_ident() != owner:
                 return None
             self.features.append(args[0])
-            return (args[0][:, -1:],) if last_logits_only else None
+            if take_chunk is None:
+                return None
+            if len(self.features) > 1:
+                take_chunk(self.features.pop(0))
+            return (args[0][:, -1:],)
 
         handle = self.target.get_output_embeddings().register_forward_pre_hook(tap)
         try:
             yield
         finally:
             handle.remove()
-
-    def _take_features(self) -> torch.Tensor:
-        features, self.features = torch.cat(self.features, dim=1), []
-        return features
 
     @contextmanager
     def tree_attention(self) -> Iterator[None]:
