@@ -98,6 +98,17 @@ def test_draft_adds_a_tree_to_the_peak_of_plain_decoding(
     assert ours - plain <= tree_bytes(draft, batch_size) + prompt_bytes(batch_size, prompt_length)
 
 
+def test_recorded_logits_exist_once(pair: tuple[LlamaForCausalLM, GriffinDraftModel]) -> None:
+    """Each row collects its own, and at the end they are put side by side: sixty steps of four rows."""
+    target, draft = pair
+    prompt = torch.randint(1, VOCAB_SIZE, (4, 20), generator=torch.Generator().manual_seed(0))
+    kwargs = {"max_new_tokens": 60, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    plain = peak_bytes(lambda: target.generate(prompt, **kwargs))
+    ours = peak_bytes(lambda: target.generate(prompt, assistant_model=draft, **kwargs))
+    second_copy = BYTES * 4 * 60 * VOCAB_SIZE
+    assert ours - plain <= tree_bytes(draft, 4) + prompt_bytes(4, 20) < second_copy / 2
+
+
 def test_caches_are_not_copied_at_every_cycle(
     pair: tuple[LlamaForCausalLM, GriffinDraftModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:

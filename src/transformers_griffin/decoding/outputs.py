@@ -7,6 +7,7 @@ row's last token, where plain decoding goes on with padding, they are zero.
 Next: `prompt_pairs.py`.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -152,19 +153,23 @@ def _columns_of(layer: Any) -> AttentionColumns:
     )
 
 
-def _rows_of(batch_size: int, is_wanted: Any) -> list[list[Any]] | None:
-    return [[] for _ in range(batch_size)] if is_wanted else None
+def _rows_of(batch_size: int, is_wanted: Any) -> list[deque[Any]] | None:
+    return [deque() for _ in range(batch_size)] if is_wanted else None
 
 
-def _side_by_side(rows: list[list[Any]] | None) -> Any:
-    """For each row its entries -> for each step one entry with all rows, as long as the longest row has entries."""
+def _side_by_side(rows: list[deque[Any]] | None) -> Any:
+    """
+    For each row its entries -> for each step one entry with all rows, as long as the longest row has entries.
+
+    Effects: empties the rows, so that their entries are freed while they are copied.
+    """
     if rows is None:
         return None
-    longest = max(rows, key=len)
-    return tuple(
-        _join([row[step] if step < len(row) else _zeros_like(longest[step]) for row in rows])
-        for step in range(len(longest))
-    )
+    steps = []
+    while any(rows):
+        example = max(rows, key=len)[0]
+        steps.append(_join([row.popleft() if row else _zeros_like(example) for row in rows]))
+    return tuple(steps)
 
 
 def _join(entries: list[Any]) -> Any:
