@@ -38,9 +38,10 @@ def test_greedy_answers_on_a_gpu_are_the_targets_own(pair, tree, cache):
     assert_exact(*pair, tree, **cache)
 
 
-def test_compiled_cycles_on_a_gpu_give_the_targets_own_answers(pair):
-    """With everything that is default on a GPU: compiled code, captured as graphs."""
-    assert_exact(*pair, (59, 6, 10), cache_implementation="static")
+@pytest.mark.parametrize("prompt", [{}, {"prefill_chunk_size": 8}], ids=["whole", "in chunks"])
+def test_compiled_cycles_on_a_gpu_give_the_targets_own_answers(pair, prompt):
+    """With everything that is default on a GPU: compiled code, captured as graphs. The prompts have 20 tokens."""
+    assert_exact(*pair, (59, 6, 10), cache_implementation="static", **prompt)
 
 
 def assert_exact(target, draft, tree, **cache):
