@@ -37,6 +37,7 @@ DECODING = (
     "kv_cache",
     "verification",
     "tree_settings",
+    "adaptive_depth",
     "candidate_generator",
     "finished_rows",
     "choice",

@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from ..modeling_griffin import GriffinDraftModel
 from . import kernels
+from .adaptive_depth import AdaptiveDepth
 from .draft_tree import CandidatePool, DraftTree, as_attention_mask, build_tree
 from .growing_layers import GrowingLayer
 from .kernels.attention_function import attn_implementation, can_read_packed_masks, reading_packed_masks
@@ -33,7 +34,7 @@ from .kernels.packed_mask import is_left_padded, pack_tree_mask
 from .kv_cache import crop_last, keep_path
 from .levels import Beam, grow_level, join_levels, propose_children, root_beam
 from .transfers import to_device
-from .tree_settings import tokens_per_row, tree_settings
+from .tree_settings import level_cost, tokens_at_depth, tokens_per_row, tree_settings
 from .verification import Acceptance
 
 
@@ -53,8 +54,8 @@ class GriffinCandidateGenerator(CandidateGenerator):
     Args:
         draft ([`GriffinDraftModel`]): bound to the target.
         generation_config ([`~transformers.GenerationConfig`], *optional*):
-            Source of the tree settings `num_assistant_tokens`, `draft_tree_depth` and `draft_tree_top_k`; the draft's
-            own by default.
+            Source of the tree settings `num_assistant_tokens`, `draft_tree_depth`, `draft_tree_top_k` and
+            `draft_level_cost`; the draft's own by default.
         batch_size (`int`, defaults to 1):
             Rows that share a forward of the target; the more, the smaller their trees ([`tokens_per_row`]).
 
@@ -72,9 +73,12 @@ class GriffinCandidateGenerator(CandidateGenerator):
         draft.gather_draft_head()
         vocab_size = draft.config.proposal_vocab_size
         generation_config = generation_config or draft.generation_config
-        self.num_draft_tokens, self.depth, self.top_k = tree_settings(generation_config, vocab_size)
+        self.most_tokens, self.most_levels, self.top_k = tree_settings(generation_config, vocab_size)
         if batch_size > 1:
-            self.num_draft_tokens = tokens_per_row(generation_config, vocab_size, batch_size)
+            self.most_tokens = tokens_per_row(generation_config, vocab_size, batch_size)
+        self.num_draft_tokens, self.depth = self.most_tokens, self.most_levels  # of the next tree
+        cost = level_cost(generation_config)
+        self.adaptive_depth = None if cost is None else AdaptiveDepth(self.most_levels, cost, batch_size)
         # Whatever windows the config names: the draft's attention has none.
         self.cache = Cache(layer_class_to_replicate=GrowingLayer)
         # (batch_size, pairs in the cache), zero where there is none: for padded prompts and rows of different lengths
@@ -99,12 +103,28 @@ class GriffinCandidateGenerator(CandidateGenerator):
 
     @property
     def path_length(self) -> int:
-        """Nodes on the longest root path, root included: the most tokens a cycle can emit."""
-        return self.depth + 1
+        """Nodes on the longest root path of the deepest tree, root included: the most tokens a cycle can emit."""
+        return self.most_levels + 1
 
     def make_chain(self) -> None:
         """Drafts chains from now on, for targets that cannot verify a tree."""
-        self.top_k, self.num_draft_tokens = 1, min(self.num_draft_tokens, self.depth)
+        self.top_k, self.most_tokens = 1, min(self.most_tokens, self.most_levels)
+        self.draft_down_to(self.most_levels)
+
+    def draft_down_to(self, depth: int) -> None:
+        """From now on trees have that many levels, `most_levels` at most, and as many nodes for each."""
+        self.depth = depth
+        self.num_draft_tokens = tokens_at_depth(self.most_tokens, self.most_levels, self.top_k, depth)
+
+    def choose_depth(self) -> None:
+        """Chooses the depth of the next tree, where it depends on the cycles before."""
+        if self.adaptive_depth is not None:
+            self.draft_down_to(self.adaptive_depth.choose())
+
+    def learn_depth(self, num_emitted: list[int]) -> None:
+        """Takes note of how many tokens each row of the batch has got from the last tree."""
+        if self.adaptive_depth is not None:
+            self.adaptive_depth.learn(self.depth, num_emitted)
 
     # ------------------------------------------------------------------ drafting
 
@@ -283,6 +303,8 @@ class GriffinCandidateGenerator(CandidateGenerator):
 
         Effects: the draft's cache shrinks to these rows, and to the longest of them.
         """
+        if self.adaptive_depth is not None:
+            self.adaptive_depth.keep_rows(rows)
         index = to_device(rows, self.draft.device)
         self.cache.batch_select_indices(index)
         if self.next_position.shape[0] > 1:

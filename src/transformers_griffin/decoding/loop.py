@@ -55,24 +55,11 @@ def decode_with_draft(
     batch_size = input_ids.shape[0]
     prompt_length, max_length = _lengths(input_ids, model_kwargs, generation_config)
     check_rotary_frequencies(target, prompt_length, max_length)
-    generator: GriffinCandidateGenerator
-    forward: TargetForward
-    compile_config = compile_config_for(target, generation_config, model_kwargs)
-    if compile_config is None:
-        generator = GriffinCandidateGenerator(draft, batch_size=batch_size)
-        forward = TargetForward(target, generation_config, model_kwargs, max_length)
-    else:
-        generator = CompiledCandidateGenerator(draft, batch_size, max_length, compile_config)
-        forward = CompiledTargetForward(target, generation_config, model_kwargs, max_length, compile_config)
+    generator, forward = _draft_and_target(draft, target, batch_size, max_length, generation_config, model_kwargs)
     chooser = TokenChooser(logits_processor, generation_config.do_sample, wants_scores(generation_config))
     pad_token = None if generation_config._pad_token_tensor is None else int(generation_config._pad_token_tensor)
     answer = Answer(input_ids, chooser, stopping_criteria, pad_token, forward.verifies_trees, streamer)
     recorder = OutputRecorder(generation_config, forward.cache, batch_size)
-    if forward.verifies_trees:
-        step = 1 if compile_config is None else CAPACITY_STEP
-        prepare_for_tree(forward.cache, generator.num_nodes, max_length, step)
-    else:
-        generator.make_chain()
 
     # 0. Prefill: the first token, and the prompt's features, which the draft reads chunk by chunk, too.
     pairs = PromptPairs(draft, input_ids, model_kwargs, prompt_length - int(forward.cache.get_seq_length()))
@@ -89,6 +76,7 @@ def decode_with_draft(
         while not answer.is_finished:
             draft_inputs = _drop_ended_rows(answer, forward, generator, draft_inputs, finished)
             # 1. Draft
+            generator.choose_depth()
             tree = forward.shorten(generator.draft_tree(**draft_inputs))
             del draft_inputs
             # 2. Verify
@@ -96,6 +84,7 @@ def decode_with_draft(
             # 3. Accept
             acceptance = answer.accept(tree, outputs.logits, generator.path_length)
             num_kept = answer.append(acceptance.tokens, acceptance.lengths)
+            generator.learn_depth(num_kept)
             # 4. Keep
             recorder.add_scores(answer.new_scores, num_kept, answer.rows)
             recorder.add_cycle(outputs, acceptance.nodes, num_kept, answer.rows, forward.lengths)
@@ -113,6 +102,32 @@ def decode_with_draft(
     if streamer is not None:
         streamer.end()
     return recorder.finish(answer.sequences(), forward.cache)
+
+
+def _draft_and_target(
+    draft: GriffinDraftModel,
+    target: PreTrainedModel,
+    batch_size: int,
+    max_length: int,
+    generation_config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+) -> tuple[GriffinCandidateGenerator, TargetForward]:
+    """Both halves of a cycle, compiled where plain decoding would be; the target's cache has room for trees."""
+    compile_config = compile_config_for(target, generation_config, model_kwargs)
+    generator: GriffinCandidateGenerator
+    forward: TargetForward
+    if compile_config is None:
+        generator = GriffinCandidateGenerator(draft, batch_size=batch_size)
+        forward = TargetForward(target, generation_config, model_kwargs, max_length)
+    else:
+        generator = CompiledCandidateGenerator(draft, batch_size, max_length, compile_config)
+        forward = CompiledTargetForward(target, generation_config, model_kwargs, max_length, compile_config)
+    if forward.verifies_trees:
+        step = 1 if compile_config is None else CAPACITY_STEP
+        prepare_for_tree(forward.cache, generator.num_nodes, max_length, step)
+    else:
+        generator.make_chain()
+    return generator, forward
 
 
 def _outlives(cache: Any, recorder: OutputRecorder) -> bool:

@@ -1,8 +1,10 @@
 """
 The shape of a draft tree, as the draft's generation config sets it.
 
-Next: `candidate_generator.py`.
+Next: `adaptive_depth.py`.
 """
+
+import math
 
 from transformers import GenerationConfig
 
@@ -74,4 +76,39 @@ def tokens_per_row(generation_config: GenerationConfig, vocab_size: int, batch_s
     return max(num_tokens * made_for // max(batch_size, made_for), min(num_tokens, depth))
 
 
-__all__ = ["MAX_DEPTH", "MAX_NODES", "MAX_TOP_K", "tokens_per_row", "tree_settings"]
+def level_cost(generation_config: GenerationConfig) -> float | None:
+    """
+    What one more level costs, in cycles without any level; None where all cycles draft to `draft_tree_depth`.
+
+    Raises:
+        ValueError: if `draft_level_cost` is no positive number.
+    """
+    cost = getattr(generation_config, "draft_level_cost", None)
+    if cost is not None and (isinstance(cost, bool) or not isinstance(cost, (int, float)) or not 0 < cost < math.inf):
+        raise ValueError(
+            f"`draft_level_cost` is {cost!r}, but must be a positive number: what one more level of the tree costs, "
+            "in cycles without any level (`griffin tune` measures it); or None for the same depth in every cycle."
+        )
+    return cost
+
+
+def tokens_at_depth(num_tokens: int, depth: int, top_k: int, shallower: int) -> int:
+    """
+    Drafted tokens of a tree with fewer levels: as many for each level.
+
+    Args:
+        num_tokens, depth, top_k (`int`): of the whole tree.
+        shallower (`int`): levels, `depth` at most.
+    """
+    return min(math.ceil(num_tokens * shallower / depth), pool_size(shallower, top_k))
+
+
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_NODES",
+    "MAX_TOP_K",
+    "level_cost",
+    "tokens_at_depth",
+    "tokens_per_row",
+    "tree_settings",
+]
