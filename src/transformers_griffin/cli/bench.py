@@ -48,7 +48,8 @@ def add_to(subparsers: Any) -> None:
         nargs="+",
         type=DraftArgument.parse,
         default=[],
-        help="drafts for the target, named for the table; TREE is nodes/depth/width, the draft's own by default",
+        help="drafts for the target, named for the table; TREE is tokens/depth/width, or "
+        "tokens/depth/width/level cost for a depth that adapts; the draft's own by default",
     )
     parser.add_argument(
         "--compile-drafts",
@@ -143,18 +144,19 @@ class DraftArgument:
 
     name: str
     path: str
-    tree: tuple[int, ...] | None  # nodes, depth, width
+    tree: tuple[float, ...] | None  # nodes, depth, width, cost of a level
 
     @classmethod
     def parse(cls, text: str) -> "DraftArgument":
-        """Reads `griffin=path@10/5/2`; without a name it is the last part of the path."""
+        """Reads `griffin=path@10/5/2` or `path@10/5/2/0.1`; without a name it is the last part of the path."""
         named, at, end = text.rpartition("@")
-        is_tree = bool(at) and re.fullmatch(r"\d+/\d+/\d+", end) is not None
+        is_tree = bool(at) and re.fullmatch(r"\d+/\d+/\d+(/[\d.]+)?", end) is not None
         name, equals, path = (named if is_tree else text).partition("=")
         name, path = (name, path) if equals else (Path(name).name, name)
         if not name or not path:
             raise argparse.ArgumentTypeError(f"{text!r} has no name or no path; give them as in griffin=my-draft")
-        return cls(name, path, tuple(map(int, end.split("/"))) if is_tree else None)
+        numbers = [float(text) if "." in text else int(text) for text in end.split("/")] if is_tree else None
+        return cls(name, path, None if numbers is None else tuple(numbers))
 
     def __str__(self) -> str:
         from ..evaluation.provenance import publishable
@@ -166,7 +168,7 @@ class DraftArgument:
 def load_all(args: argparse.Namespace, dtype: str) -> tuple[Any, list[Any]]:
     """The target and its methods in a dtype."""
     from ..evaluation.methods import make_decoders
-    from ..modeling_griffin import DEFAULT_TREE
+    from ..evaluation.tree_acceptance import TreeSettings
 
     device = args.device or default_device()
     target = load_target(args.target, dtype, device)
@@ -176,6 +178,6 @@ def load_all(args: argparse.Namespace, dtype: str) -> tuple[Any, list[Any]]:
         draft = load_draft(given.path, target, dtype=target.dtype)
         draft.to(device)  # type: ignore[arg-type]  # transformers wraps `Module.to` untyped
         if given.tree is not None:
-            draft.generation_config.update(**dict(zip(DEFAULT_TREE, given.tree, strict=True)))
+            TreeSettings(*given.tree).write_to(draft.generation_config)  # type: ignore[arg-type]  # checked later
         drafts[given.name] = draft
     return target, make_decoders(target, args.methods, assistant, drafts, args.compile_drafts)

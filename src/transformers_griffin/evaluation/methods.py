@@ -19,7 +19,7 @@ from typing import Any
 from transformers import PreTrainedModel, StaticCache
 from transformers.generation.configuration_utils import CompileConfig
 
-from ..decoding.tree_settings import tree_settings
+from ..decoding.tree_settings import level_cost, tree_settings
 from ..modeling_griffin import DEFAULT_TREE, GriffinDraftModel
 from .answers import CycleCounter
 from .results import Method
@@ -156,12 +156,14 @@ def _sps(target: PreTrainedModel, assistant: PreTrainedModel) -> Decoder:
 def _draft(name: str, draft: GriffinDraftModel) -> Decoder:
     settings = tree_settings(draft.generation_config, draft.config.proposal_vocab_size)
     outputs = "two outputs" if draft.config.dual_head else "one output"
+    cost = level_cost(draft.generation_config)
     size = draft.config.draft_vocab_size
-    proposes = "" if size is None else f", proposes {size} of {draft.config.vocab_size} tokens"
+    more = "" if size is None else f", proposes {size} of {draft.config.vocab_size} tokens"
+    more += "" if cost is None else f", depth adapts (level cost {cost:.3g})"
     method = Method(
         name,
         DRAFT,
-        f"draft of {draft.config.num_hidden_layers} layer(s), {draft.config.fusion} fusion, {outputs}{proposes}",
+        f"draft of {draft.config.num_hidden_layers} layer(s), {draft.config.fusion} fusion, {outputs}{more}",
         tree=dict(zip(DEFAULT_TREE, settings, strict=True)),
     )
     return Decoder(_with_size(method, draft), lambda *_: {"assistant_model": draft}, draft)

@@ -38,14 +38,22 @@ class TreeSettings:
     num_assistant_tokens: int
     draft_tree_depth: int
     draft_tree_top_k: int
+    draft_level_cost: float | None = None  # None: the same depth in every cycle
 
     @classmethod
     def of(cls, generation_config: GenerationConfig) -> "TreeSettings":
         """Those of a draft."""
-        return cls(**{name: getattr(generation_config, name) for name in cls.__dataclass_fields__})
+        fields: dict[str, Any] = {name: getattr(generation_config, name, None) for name in cls.__dataclass_fields__}
+        return cls(**fields)
+
+    def write_to(self, generation_config: GenerationConfig) -> None:
+        """Makes them those of a draft."""
+        for name, value in vars(self).items():
+            setattr(generation_config, name, value)
 
     def __str__(self) -> str:
-        return f"{self.num_assistant_tokens} tokens, {self.draft_tree_depth} levels, {self.draft_tree_top_k} wide"
+        levels = f"{self.draft_tree_depth} levels" + (" at most" if self.draft_level_cost is not None else "")
+        return f"{self.num_assistant_tokens} tokens, {levels}, {self.draft_tree_top_k} wide"
 
 
 @dataclass(frozen=True)

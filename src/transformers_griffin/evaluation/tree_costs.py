@@ -20,7 +20,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..decoding.draft_tree import pool_size
-from ..decoding.tree_settings import tree_settings
+from ..decoding.tree_settings import tokens_at_depth, tree_settings
 from ..modeling_griffin import GriffinDraftModel
 from .answers import CYCLE_PARTS, TimedBatch, answer_batch
 from .cycle_timing import CycleTime, record_parts
@@ -81,6 +81,18 @@ class CostCurves:
         by_width = {width: interpolate(curve, tree.draft_tree_depth) for width, curve in self.draft.items()}
         draft = interpolate(by_width, tree.draft_tree_top_k)
         return draft + interpolate(self.verify, tree.num_assistant_tokens) + self.rest
+
+    def level_cost(self, tree: TreeSettings) -> float | None:
+        """
+        What a level of a tree costs on average, in cycles without any level: see `decoding/adaptive_depth.py`. None
+        for a tree of one level, where one depth alone was measured, and where levels cost too little to measure.
+        """
+        num_tokens, depth, width = tree.num_assistant_tokens, tree.draft_tree_depth, tree.draft_tree_top_k
+        if depth == 1 or all(len(curve) == 1 for curve in self.draft.values()):
+            return None
+        shallowest = self.cycle_seconds(TreeSettings(tokens_at_depth(num_tokens, depth, width, 1), 1, width))
+        level = (self.cycle_seconds(tree) - shallowest) / (depth - 1)
+        return level / (shallowest - level) if 0 < level < shallowest else None
 
 
 def interpolate(curve: Mapping[int, float], at: int) -> float:

@@ -5,8 +5,8 @@ Finds the draft tree that decodes fastest, for this target, draft, machine, dtyp
 2. A few trees are run, for the cost of a cycle (`tree_costs.py`).
 3. Drafting once under every token of the answers tells how many cycles each tree would take (`tree_acceptance.py`).
 4. Cycles times cost: the expected speed of every tree. Acceptance lengths are exact, costs are read off curves.
-5. The best few run for real on the other half, interleaved with plain decoding and with the draft's present tree. The
-   fastest wins.
+5. The best few run for real on the other half, interleaved with plain decoding and with the draft's present tree; the
+   best one also with a depth that adapts (`decoding/adaptive_depth.py`). The fastest wins.
 
 A tree is only worth having if it beats plain decoding in step 5; else the result says so. All of it can be done with
 compiled cycles, which have costs of their own; plain decoding then competes with and without compilation.
@@ -42,8 +42,9 @@ class Candidate:
     """A tree and what is known about it."""
 
     tree: TreeSettings
-    expected_tau: float  # on the answers of plain decoding; exact for greedy ones
-    expected_tokens_per_second: float
+    # On the answers of plain decoding; exact for greedy ones. None with a depth that depends on the cycles before.
+    expected_tau: float | None
+    expected_tokens_per_second: float | None
     tokens_per_second: float | None = None  # of real runs
     tau: float | None = None  # of real runs
 
@@ -100,7 +101,8 @@ def tune_tree(
             the left, on the target's device. Every second one is for the real runs; a single one serves for both.
         grid ([`TreeGrid`], *optional*): the trees to choose from, beside the draft's present one.
         max_new_tokens (`int`, defaults to 128): tokens of an answer, at most.
-        num_finalists (`int`, defaults to 3): trees that are run for real, beside the present one.
+        num_finalists (`int`, defaults to 3):
+            Trees that are run for real, beside the present one and the best one with adaptive depth.
         num_probe_batches (`int`, defaults to 2): batches on which costs are measured.
         probe_tokens (`int`, defaults to 32): tokens of an answer there, at most.
         compiles (`bool`, defaults to `False`):
@@ -138,7 +140,7 @@ def tune_tree(
     with _timed(steps, "acceptance"):
         ranks = _rank_all(target, draft, to_choose, answers, trees)
     expected = [_expect(tree, ranks[tree.draft_tree_top_k], curves, answers) for tree in trees]
-    finalists = _finalists(expected, present, num_finalists)
+    finalists = _finalists(expected, present, num_finalists, curves)
     with _timed(steps, "confirmation"):
         runs = _confirm(target, draft, to_confirm, finalists, max_new_tokens, compiles, generate_kwargs)
     speeds = {mode: tokens_per_second(answers) for mode, answers in runs.items()}
@@ -147,7 +149,7 @@ def tune_tree(
         for finalist in sorted(finalists, key=lambda finalist: -speeds[finalist.tree])
     ]
     best = confirmed[0]
-    draft.generation_config.update(**vars(best.tree))
+    best.tree.write_to(draft.generation_config)
     draft.generation_config.draft_tree_batch_size = batch_size  # type: ignore[attr-defined]  # takes any name
     return TuningResult(
         best=best,
@@ -218,10 +220,18 @@ def _expect(tree: TreeSettings, ranks: PathRanks, curves: CostCurves, answers: S
     return Candidate(tree, expected_tau=tau, expected_tokens_per_second=num_tokens / seconds)
 
 
-def _finalists(expected: Sequence[Candidate], present: TreeSettings, count: int) -> list[Candidate]:
-    """The best by expectation, and what the draft has now."""
-    ordered = sorted(expected, key=lambda candidate: -candidate.expected_tokens_per_second)
-    return ordered[:count] + [candidate for candidate in ordered[count:] if candidate.tree == present]
+def _finalists(
+    expected: Sequence[Candidate], present: TreeSettings, count: int, curves: CostCurves
+) -> list[Candidate]:
+    """The best by expectation, the very best with adaptive depth, and what the draft has now."""
+    ordered = sorted(expected, key=lambda candidate: -(candidate.expected_tokens_per_second or 0.0))
+    level_cost = curves.level_cost(ordered[0].tree)
+    adaptive = replace(ordered[0].tree, draft_level_cost=level_cost)
+    return [
+        *ordered[:count],
+        *([] if level_cost is None else [Candidate(adaptive, None, None)]),
+        *(candidate for candidate in ordered[count:] if candidate.tree == present),
+    ]
 
 
 # ---------------------------------------------------------------------- real runs
