@@ -15,7 +15,7 @@ GPU kernels (Triton) for the parts of a cycle that PyTorch does in many small st
 
 Decoding then drafts, attends, accepts and compacts with them, compiled or not: those within a compiled cycle are
 custom operators of PyTorch, so that a compiler sees a call and not what is inside. A walk with processors that sort
-the vocabulary or read the prefix keeps to the reference: it needs choices at the nodes of one path, not at all of them.
+the vocabulary or read the prefix keeps to the reference: it needs choices at the nodes of one path, not at all nodes.
 [`available`] is the one place that decides between kernel and reference.
 """
 
