@@ -144,8 +144,8 @@ def time_attention(args: argparse.Namespace) -> dict[str, float | None]:
 
 
 def time_compaction(args: argparse.Namespace) -> dict[str, float | None]:
-    """All layers, with the table of addresses made anew as for a dynamic cache."""
-    from transformers_griffin.decoding.kernels.compaction import entry_table, move_path
+    """All layers."""
+    from transformers_griffin.decoding.kernels.compaction import move_path
     from transformers_griffin.decoding.kv_cache import _move_to_front
 
     shape = (1, args.kv_heads, args.prefix + args.nodes, args.head_dim)
@@ -155,7 +155,7 @@ def time_compaction(args: argparse.Namespace) -> dict[str, float | None]:
     starts = torch.tensor([args.prefix], device=args.device)
 
     def with_kernel() -> None:
-        move_path(entry_table(entries), path + starts, starts)
+        move_path(entries, path + starts, starts)
 
     def with_pytorch() -> None:
         for tensor in entries:

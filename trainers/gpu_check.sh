@@ -24,7 +24,7 @@ export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HU
 if "$PYTHON" -c 'import triton' 2> /dev/null; then  # the kernels, one by one and in decoding
     "$PYTHON" -m pytest -o addopts= -q -m "not slow" tests/decoding/kernels \
         tests/decoding/test_tree_attention_in_models.py tests/decoding/test_decoding_with_kernels.py \
-        tests/decoding/test_drafting_with_kernels.py
+        tests/decoding/test_drafting_with_kernels.py tests/decoding/test_compiled_with_kernels.py
 fi
 OUTPUT=${2:-runs/gpu}
 bench() {  # folder, kernels, further arguments

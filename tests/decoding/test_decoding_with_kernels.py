@@ -68,13 +68,11 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         (compaction, "move_path"),
         (tree_attention, ATTENTION),
     ):
-        monkeypatch.setattr(module, name, counted(getattr(module, name), counter))
+        monkeypatch.setattr(module, name, counted(getattr(module, name), name, counter))
     return counter
 
 
-def counted(function: Any, counter: Counter[str]) -> Any:
-    name = function.__name__
-
+def counted(function: Any, name: str, counter: Counter[str]) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         counter[name] += 1
         return function(*args, **kwargs)

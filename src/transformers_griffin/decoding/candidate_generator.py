@@ -187,12 +187,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
         if num_new is not None:
             self._close_gaps(num_new, features.shape[1])
         pool = self.grow(newest(predict, counts), newest(regress, counts), tokens.device)
-        roots = newest(tokens, counts)
-        if kernels.available(roots.device):
-            from .kernels import growth
-
-            return growth.build_tree(roots, pool, self.num_nodes, self.depth)
-        return build_tree(roots, pool, self.num_nodes, self.depth)
+        return self._build_tree(newest(tokens, counts), pool)
 
     def new_pairs(
         self, acceptance: Acceptance, node_features: torch.Tensor, num_kept: list[int], is_row_wise: bool
@@ -360,6 +355,13 @@ class GriffinCandidateGenerator(CandidateGenerator):
             return growth.grow_level(tokens, log_probs, beam, level)
         return grow_level(tokens, log_probs, beam, level)
 
+    def _build_tree(self, roots: torch.Tensor, pool: CandidatePool) -> DraftTree:
+        if kernels.available(roots.device):
+            from .kernels import growth
+
+            return growth.build_tree(roots, pool, self.num_nodes, self.depth)
+        return build_tree(roots, pool, self.num_nodes, self.depth)
+
     def _num_verified(self) -> int:
         """Pairs in the cache, those of the longest row."""
         return self.cache.get_seq_length()
@@ -378,15 +380,18 @@ class GriffinCandidateGenerator(CandidateGenerator):
 
     def _pack(self, sees: torch.Tensor) -> torch.Tensor:
         """Rows of a packed mask, `(batch_size, new, 3 + words)`, that say what `_level_mask` says."""
-        num_verified = self.cache.get_seq_length()
-        start = torch.full((1,), num_verified, device=sees.device)
-        ends, num_padded = start, None
-        if self.padding_mask is not None:  # zero in front and, in a row's gap, behind
-            is_real = self.padding_mask[:, :num_verified].long()
-            num_padded = is_real.argmax(dim=1)
-            ends = num_padded + is_real.sum(dim=1)
         no_depths = torch.zeros(sees.shape[:2], dtype=torch.long, device=sees.device)  # windows alone ask for depths
-        return pack_tree_mask(sees, no_depths, ends, start, num_padded).squeeze(1)
+        return pack_tree_mask(sees, no_depths, *self._bounds()).squeeze(1)
+
+    def _bounds(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Where the pairs of each row end, where new ones begin, and how many slots of padding are in front."""
+        num_verified = self.cache.get_seq_length()
+        start = torch.full((1,), num_verified, device=self.draft.device)
+        if self.padding_mask is None:
+            return start, start, None
+        is_real = self.padding_mask[:, :num_verified].long()  # zero in front and, in a row's gap, behind
+        num_padded = is_real.argmax(dim=1)
+        return num_padded + is_real.sum(dim=1), start, num_padded
 
     # ------------------------------------------------------------------ the transformers interface
 

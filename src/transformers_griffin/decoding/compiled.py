@@ -16,6 +16,7 @@ Next: `outputs.py`.
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from transformers.cache_utils import Cache, StaticLayer
 
 from ..modeling_griffin import GriffinDraftModel
 from .candidate_generator import GriffinCandidateGenerator, features_of, newest
-from .draft_tree import DraftTree, as_attention_mask, build_tree, cache_mask
+from .draft_tree import DraftTree, as_attention_mask, cache_mask
+from .kernels.attention_function import attn_implementation, reading_packed_masks
 from .kv_cache import STATIC_LAYERS, crop_last, keep_path
 from .target_forward import TargetForward, why_no_tree
 from .transfers import to_device
@@ -83,7 +85,6 @@ class CompiledCandidateGenerator(GriffinCandidateGenerator):
 
     def __init__(self, draft: GriffinDraftModel, batch_size: int, max_length: int, compile_config: CompileConfig):
         super().__init__(draft, batch_size=batch_size)
-        self.packs_masks = False
         capacity = max_length + self.path_length + self.depth * self.top_k
         self.capacity = capacity + -capacity % CAPACITY_STEP
         self.ends = torch.zeros(batch_size, 1, dtype=torch.long, device=draft.device)  # pairs of each row
@@ -104,7 +105,8 @@ class CompiledCandidateGenerator(GriffinCandidateGenerator):
             return tree
         device = self.draft.device
         counts = to_device(num_new, device).unsqueeze(1)
-        tree = self._compiled_round(self, tokens.to(device), features.to(device), counts)
+        with reading_packed_masks(self.draft.config) if self.packs_masks else nullcontext():
+            tree = self._compiled_round(self, tokens.to(device), features.to(device), counts)
         # A captured graph writes its results to the same place each time.
         return DraftTree(*(part.to(tokens.device, copy=True) for part in vars(tree).values()))
 
@@ -146,12 +148,11 @@ class CompiledCandidateGenerator(GriffinCandidateGenerator):
         batch_size, num_read = tokens.shape
         width, steps = self._num_verified(), torch.arange(num_read, device=tokens.device)
         causal = (steps <= steps.unsqueeze(1)).expand(batch_size, -1, -1)
-        output = self.draft(
+        output = self._read(
+            self._level_mask(self._pack(causal) if self.packs_masks else causal, width),
             inputs_embeds=self.draft.embed_tokens(tokens),
             features=features.to(self.draft.dtype),
             position_ids=self.next_position + steps,
-            attention_mask=self._level_mask(causal, width),
-            past_key_values=self.cache,
         )
         ends = self.ends + counts
         growth = ends.amax() - width
@@ -162,18 +163,29 @@ class CompiledCandidateGenerator(GriffinCandidateGenerator):
         self.ends.copy_(ends)
         self.next_position.add_(counts)
         pool = self.grow(newest(output.predict, counts), newest(output.regress, counts), tokens.device)
-        return build_tree(newest(tokens, counts), pool, self.num_nodes, self.depth)
+        return self._build_tree(newest(tokens, counts), pool)
+
+    def _read(self, attention_mask: Any, **inputs: torch.Tensor) -> Any:
+        if torch.compiler.is_compiling():  # the switch to packed masks, if any, is outside
+            return self.draft(attention_mask=attention_mask, past_key_values=self.cache, **inputs)
+        return super()._read(attention_mask, **inputs)
 
     def _num_verified(self) -> Any:
         # A copy: the layer counts on while levels are read.
         return self.ends.amax() if isinstance(self.cache.layers[0], StaticLayer) else super()._num_verified()
 
     def _level_mask(self, sees_levels: torch.Tensor, num_verified: Any) -> Any:
-        if not isinstance(num_verified, torch.Tensor):
+        if sees_levels.dtype == torch.long or not isinstance(num_verified, torch.Tensor):
             return super()._level_mask(sees_levels, num_verified)
         slots = torch.arange(num_slots(self.cache, 0), device=sees_levels.device)
         allowed = cache_mask(sees_levels, slots, num_verified, self.padding_mask, num_verified - self.ends)
-        return as_attention_mask(allowed.unsqueeze(1), self.draft.config._attn_implementation, self.draft.dtype)
+        return as_attention_mask(allowed.unsqueeze(1), attn_implementation(self.draft.config), self.draft.dtype)
+
+    def _bounds(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        if not isinstance(self.cache.layers[0], StaticLayer):
+            return super()._bounds()
+        num_padded = None if self.padding_mask is None else (self.padding_mask == 0).sum(dim=1)
+        return self.ends.squeeze(1), self._num_verified().view(1), num_padded
 
 
 class CompiledTargetForward(TargetForward):
@@ -195,7 +207,6 @@ class CompiledTargetForward(TargetForward):
     ):
         super().__init__(target, generation_config, model_kwargs, max_length)
         self.padding_mask: torch.Tensor | None = None  # (batch_size, slots of the cache)
-        self.packs_masks = False
         self.compile_config = compile_config
 
     def prefill(self, input_ids: torch.Tensor, take_chunk: Callable[[torch.Tensor], None]) -> tuple[Any, torch.Tensor]:

@@ -23,8 +23,7 @@ caches and paths, nothing of trees or models.
 Next: `verification.py`.
 """
 
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from transformers.cache_utils import (
@@ -39,10 +38,6 @@ from transformers.cache_utils import (
 
 from . import kernels
 from .growing_layers import GrowingLayer, GrowingSlidingLayer, as_dynamic, as_growing
-
-
-if TYPE_CHECKING:
-    from .kernels.compaction import EntryTable
 
 
 class StaticFullSlidingLayer(StaticLayer):
@@ -68,9 +63,6 @@ BRANCHING_LAYERS = (
     DummyLayer,
 )
 STATIC_LAYERS = (StaticLayer, StaticFullSlidingLayer)
-
-# Tables of static caches, by their first layer, each with the tensors that it is about.
-_static_tables: "WeakKeyDictionary[Any, tuple[list[torch.Tensor], EntryTable]]" = WeakKeyDictionary()
 
 
 def can_branch(cache: Cache) -> bool:
@@ -205,40 +197,25 @@ def _length(layer: Any) -> int | torch.Tensor:
     return layer.cumulative_length if type(layer) in STATIC_LAYERS else layer.keys.shape[-2]
 
 
-def _are_alike(layers: list[Any]) -> bool:
-    """Whether one launch can move the entries of all layers."""
-    from .kernels.compaction import can_tabulate
-
-    are_static = {type(layer) in STATIC_LAYERS for layer in layers}
-    return len(are_static) == 1 and can_tabulate([t for layer in layers for t in (layer.keys, layer.values)])
-
-
 def _move_all_to_front(layers: list[Any], path: torch.Tensor, num_nodes: int, gaps: torch.Tensor | None) -> None:
     """[`_move_to_front`] in one launch. All layers end with the tree; those with a window may begin later."""
-    from .kernels.compaction import entry_table, move_path
+    from .kernels.compaction import move_path
 
     entries = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
     if type(layers[0]) in STATIC_LAYERS:
-        longest, table = layers[0].cumulative_length, _static_table(layers[0], entries)
+        longest, offsets = layers[0].cumulative_length, None
     else:
         lengths = [tensor.shape[-2] for tensor in entries]
         longest = max(lengths)
-        table = entry_table(entries, [longest - length for length in lengths])
+        offsets = [longest - length for length in lengths]
     roots = torch.zeros_like(path[:, :1]) + (longest - num_nodes)  # (batch_size, 1)
     starts = roots if gaps is None else roots - gaps.to(roots.device)
-    move_path(table, roots + path, starts.squeeze(1))
+    move_path(entries, roots + path, starts.squeeze(1), offsets)
 
 
-def _static_table(first_layer: Any, entries: list[torch.Tensor]) -> "EntryTable":
-    """The table of a static cache, whose entries stay where they are: made once, kept as long as the cache lives."""
-    from .kernels.compaction import entry_table
-
-    of_table, table = _static_tables.get(first_layer, ([], None))
-    is_same = len(of_table) == len(entries) and all(a is b for a, b in zip(of_table, entries, strict=True))
-    if table is None or not is_same:
-        table = entry_table(entries)
-        _static_tables[first_layer] = entries, table
-    return table
+def _are_alike(layers: list[Any]) -> bool:
+    """Whether the entries of all layers can be moved together: all are on one device, and all or none are static."""
+    return len({(layer.keys.device, type(layer) in STATIC_LAYERS) for layer in layers}) == 1
 
 
 def _move_to_front(

@@ -264,8 +264,8 @@ class TargetForward:
 
     def _packed_mask(self, tree: DraftTree, sliding_window: int | None, kv_offset: int) -> torch.Tensor:
         """What `_tree_masks` says about one kind of layer, as the kernel for tree attention reads it."""
-        padding_mask = self.model_kwargs.get("attention_mask")
-        start = tree.depths.new_full((1,), self.cache_length)
+        padding_mask = self._padding_mask()
+        start = tree.depths.new_zeros(1) + self._prefix_length
         return pack_tree_mask(
             tree.ancestors,
             tree.depths,

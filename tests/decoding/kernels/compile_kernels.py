@@ -22,7 +22,7 @@ I64, F32, BF16 = "*i64", "*fp32", "*bf16"
 ATTENTION_TILE = tree_attention.TILES[0]
 
 # kernel -> (types of its arguments that are no int32, constants, options)
-KERNELS: dict[Any, tuple[dict[str, str], dict[str, Any], dict[str, int]]] = {
+KERNELS: dict[Any, tuple[dict[str, Any], dict[str, Any], dict[str, int]]] = {
     tree_attention._attend_to_run: (
         dict.fromkeys(("query", "key", "value"), BF16)
         | {"mask": I64, "partial": F32, "lse": F32, "scaling": "fp32", "softcap": "fp32"},
@@ -37,8 +37,8 @@ KERNELS: dict[Any, tuple[dict[str, str], dict[str, Any], dict[str, int]]] = {
         {},
     ),
     compaction._move: (
-        dict.fromkeys(("table", "sources", "starts"), I64),
-        {"NUM_FIELDS": 7, "DTYPE": tl.int16, "BLOCK_PATH": 8, "BLOCK_DIM": 128},
+        dict.fromkeys(("sources", "starts"), I64) | {"entries": (BF16,) * 64},
+        {"DTYPE": tl.int16, "BLOCK_PATH": 8, "BLOCK_DIM": 128, "dim_stride": 1},
         {},
     ),
     accept_walk._walk: (
@@ -70,7 +70,7 @@ def compile_kernel(kernel: Any, capability: int) -> int:
     aligned = [
         index
         for index, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*") or name.startswith(("q_", "k_", "v_")) or name.endswith("_dim")
+        if str(signature[name]).startswith("*") or name.startswith(("q_", "k_", "v_")) or name.endswith("_dim")
     ]
     attributes = {(index,): [["tt.divisibility", 16]] for index in aligned}
     source = ASTSource(kernel, signature, constants, attributes)

@@ -1,4 +1,6 @@
-"""One launch moves the accepted path of every row in all tensors, and nothing else."""
+"""The accepted path of every row is moved in all tensors, and nothing else; tensors laid out alike share a launch."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -8,15 +10,11 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 from transformers_griffin.decoding import kernels
 from transformers_griffin.decoding.kernels import compaction
-from transformers_griffin.decoding.kernels.compaction import entry_table, move_path, move_path_reference
+from transformers_griffin.decoding.kernels.compaction import move_path, move_path_reference
 from transformers_griffin.decoding.kv_cache import keep_path
 
 
-def move_by_kernel(entries, sources, starts, offsets=None) -> None:
-    move_path(entry_table(entries, offsets), sources, starts)
-
-
-each_mover = pytest.mark.parametrize("move", [move_by_kernel, move_path_reference])
+each_mover = pytest.mark.parametrize("move", [move_path, move_path_reference], ids=["kernel", "reference"])
 
 
 def make_entries(dtype: torch.dtype, batch_size: int) -> list[torch.Tensor]:
@@ -45,7 +43,7 @@ def test_rows_move_paths_of_their_own_in_every_dtype(dtype):
             for step in range(4):
                 tensor[row, :, starts[row] + step - offset] = before[row, :, sources[row][step] - offset]
 
-    move_by_kernel(entries, torch.tensor(sources, device=DEVICE), torch.tensor(starts, device=DEVICE), offsets)
+    move_path(entries, torch.tensor(sources, device=DEVICE), torch.tensor(starts, device=DEVICE), offsets)
     for ours, wanted in zip(entries, expected, strict=True):
         assert torch.equal(ours.float(), wanted.float())
 
@@ -55,7 +53,7 @@ def test_kernel_moves_what_the_reference_moves():
     ours, theirs = (make_entries(torch.float32, batch_size=3) for _ in range(2))
     path = torch.tensor([[0, 1, 4, 7, 7, 7, 7], [0, 0, 0, 0, 0, 0, 0], [0, 2, 3, 5, 8, 9, 11]], device=DEVICE)
     arguments = (path + 14, torch.tensor([14, 14, 14], device=DEVICE), [0, 0, 4, 4])
-    move_by_kernel(ours, *arguments)
+    move_path(ours, *arguments)
     move_path_reference(theirs, *arguments)
     for tensor, expected in zip(ours, theirs, strict=True):
         assert torch.equal(tensor, expected)
@@ -66,7 +64,7 @@ def test_entries_may_be_views():
     big = torch.arange(2 * 2 * 20 * 4, device=DEVICE, dtype=torch.float32).view(2, 20, 2, 4)
     entries, expected = big.transpose(1, 2)[:, :, 3:], big.clone().transpose(1, 2)[:, :, 3:]
     arguments = (torch.tensor([[8, 11], [8, 9]], device=DEVICE), torch.tensor([8, 8], device=DEVICE))
-    move_by_kernel([entries], *arguments)
+    move_path([entries], *arguments)
     move_path_reference([expected], *arguments)
     assert torch.equal(entries, expected)
 
@@ -83,37 +81,62 @@ def test_cache_keeps_the_path_that_keep_path_keeps():
     keep_path(caches[0], path, num_kept=3, num_nodes=9)
 
     entries = [tensor for layer in caches[1].layers for tensor in (layer.keys, layer.values)]
-    move_by_kernel(entries, path + 11, torch.tensor([11], device=DEVICE))
+    move_path(entries, path + 11, torch.tensor([11], device=DEVICE))
     caches[1].crop(-6)
     for layer, expected in zip(caches[1].layers, caches[0].layers, strict=True):
         assert torch.equal(layer.keys, expected.keys)
         assert torch.equal(layer.values, expected.values)
 
 
-def test_a_static_cache_keeps_its_table_and_others_have_their_own(monkeypatch):
-    """Two cycles of two caches, one after the other, against caches that do without kernels; gaps in the second."""
-    num_tables = 0
-
-    def counted(*args):
-        nonlocal num_tables
-        num_tables += 1
-        return entry_table(*args)
-
-    monkeypatch.setattr(compaction, "entry_table", counted)
+def test_a_cache_whose_layers_are_alike_takes_one_launch(monkeypatch):
+    """Two cycles of a static cache, gaps in the second, against a cache that does without kernels."""
+    launches = []
+    monkeypatch.setattr(compaction, "_move", LaunchRecorder(compaction._move, launches))
     config = LlamaConfig(hidden_size=16, num_attention_heads=2, num_key_value_heads=2, num_hidden_layers=3)
     path = torch.tensor([[0, 2, 3, 3], [0, 1, 4, 5]], device=DEVICE)
-    for seed in range(2):
-        caches = [StaticCache(config, max_cache_len=30) for _ in range(2)]
-        for cycle, gaps in enumerate((None, torch.tensor([[1], [0]], device=DEVICE))):
-            generator = torch.Generator().manual_seed(10 * seed + cycle)
-            new = [torch.randn(2, 2, 12 if cycle == 0 else 8, 8, generator=generator).to(DEVICE) for _ in range(6)]
-            for cache, has_kernels in zip(caches, (True, False), strict=True):
-                monkeypatch.setattr(kernels, "available", lambda device, answer=has_kernels: answer)
-                for layer_idx in range(3):
-                    cache.update(*new[2 * layer_idx : 2 * layer_idx + 2], layer_idx)
-                keep_path(cache, path, num_kept=4, num_nodes=8, gaps=gaps)
-        for ours, theirs in zip(caches[0].layers, caches[1].layers, strict=True):
-            assert int(ours.cumulative_length) == int(theirs.cumulative_length) == 12
-            assert torch.equal(ours.keys[:, :, :12], theirs.keys[:, :, :12])
-            assert torch.equal(ours.values[:, :, :12], theirs.values[:, :, :12])
-        assert num_tables == seed + 1
+    caches = [StaticCache(config, max_cache_len=30) for _ in range(2)]
+    for cycle, gaps in enumerate((None, torch.tensor([[1], [0]], device=DEVICE))):
+        generator = torch.Generator().manual_seed(cycle)
+        new = [torch.randn(2, 2, 12 if cycle == 0 else 8, 8, generator=generator).to(DEVICE) for _ in range(6)]
+        for cache, has_kernels in zip(caches, (True, False), strict=True):
+            monkeypatch.setattr(kernels, "available", lambda device, answer=has_kernels: answer)
+            for layer_idx in range(3):
+                cache.update(*new[2 * layer_idx : 2 * layer_idx + 2], layer_idx)
+            keep_path(cache, path, num_kept=4, num_nodes=8, gaps=gaps)
+    for ours, theirs in zip(caches[0].layers, caches[1].layers, strict=True):
+        assert int(ours.cumulative_length) == int(theirs.cumulative_length) == 12
+        assert torch.equal(ours.keys[:, :, :12], theirs.keys[:, :, :12])
+        assert torch.equal(ours.values[:, :, :12], theirs.values[:, :, :12])
+    assert launches == [(6, 2, 2)] * 2  # 3 layers' keys and values, rows, heads
+
+
+class LaunchRecorder:
+    """A kernel that writes its grids into a list."""
+
+    def __init__(self, kernel: Any, grids: list[tuple[int, ...]]):
+        self.kernel, self.grids = kernel, grids
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self.grids.append(grid)
+        return self.kernel[grid]
+
+
+def test_compiled_code_moves_its_own_tensors_and_in_order():
+    """
+    A compiler may hand copies to an operator that writes, and write them back: whatever it does, the entries that are
+    written before move, and those that are read afterwards have moved.
+    """
+
+    def write_and_move(entries: list[torch.Tensor], sources: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        for tensor in entries:
+            tensor[:, :, 10:] += 1.0
+        move_path(entries, sources, starts)
+        return torch.stack([tensor[:, :, 5].sum() for tensor in entries])
+
+    arguments = (torch.tensor([[12, 14], [12, 13]], device=DEVICE), torch.tensor([5, 9], device=DEVICE))
+    eager, ours = (make_entries(torch.float32, batch_size=2) for _ in range(2))
+    expected = write_and_move(eager, *arguments)
+    found = torch.compile(write_and_move, backend="aot_eager", fullgraph=True)(ours, *arguments)
+    assert torch.equal(found, expected)
+    for tensor, moved in zip(ours, eager, strict=True):
+        assert torch.equal(tensor, moved)

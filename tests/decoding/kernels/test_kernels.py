@@ -18,10 +18,7 @@ def enabled(monkeypatch):
 
 @pytest.fixture
 def no_triton(monkeypatch):
-    kernels._has_triton.cache_clear()
-    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
-    yield
-    kernels._has_triton.cache_clear()
+    monkeypatch.setattr(kernels, "HAS_TRITON", False)
 
 
 def test_nobody_has_kernels_who_did_not_ask(monkeypatch):
@@ -43,6 +40,14 @@ def test_a_call_overrules_the_environment(monkeypatch):
     monkeypatch.setenv(kernels.VARIABLE, "1")
     kernels.enable(False)
     assert not kernels.available(GPU)
+
+
+def test_compiled_code_is_told_the_same_and_when_it_changes(monkeypatch):
+    monkeypatch.setattr(kernels, "_enabled", None)
+    compiled = torch.compile(lambda x: x + kernels.available(GPU), backend="eager", fullgraph=True)
+    for is_on in (True, False, True):
+        kernels.enable(is_on)
+        assert compiled(torch.zeros(())).item() == is_on
 
 
 def test_a_cpu_has_no_kernels(enabled):

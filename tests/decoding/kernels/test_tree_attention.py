@@ -161,6 +161,21 @@ def test_hidden_slots_are_not_read_into_the_result():
     assert torch.equal(attend(tree_attention, case, inputs), before)
 
 
+@pytest.mark.parametrize("num_splits", [None, 5])
+def test_room_behind_the_tree_is_not_even_read(num_splits):
+    """A static cache may be long and all but empty; what lies behind the bits of the mask is poison here."""
+    short, long = Case("", num_splits=1), Case("", num_empty=500, num_splits=num_splits)
+    inputs, with_room = make_inputs(short), make_inputs(long)
+    start = max(short.prefix_lengths)
+    for name in ("key", "value"):
+        filled = inputs[name]
+        with_room[name] = torch.nn.functional.pad(filled, (0, 0, 0, 500))
+        with_room[name][:, :, start + 64 :] = torch.nan
+    with_room |= {name: inputs[name] for name in ("query", "mask")}
+    found = attend(tree_attention, long, with_room, num_splits=num_splits)
+    torch.testing.assert_close(found, attend(tree_attention, short, inputs), rtol=0, atol=1e-6)
+
+
 def test_values_may_lie_anywhere_in_memory():
     """Some models hand over transposed or sliced caches."""
     case = Case("", num_splits=2)

@@ -13,14 +13,13 @@ GPU kernels (Triton) for the parts of a cycle that PyTorch does in many small st
     TRANSFORMERS_GRIFFIN_KERNELS=1 python ...
     transformers_griffin.decoding.kernels.enable()
 
-Decoding then drafts, attends, accepts and compacts with them. Compiled cycles keep to the references, and so does a
-walk that samples: it needs a choice at the nodes of one path, and warping the logits of all nodes beforehand, to walk
-in one launch, would cost a sort of the vocabulary and a copy in fp32 for every node. [`available`] is the one place
-that decides between kernel and reference.
+Decoding then drafts, attends, accepts and compacts with them, compiled or not: those within a compiled cycle are
+custom operators of PyTorch, so that a compiler sees a call and not what is inside. A walk with processors that sort
+the vocabulary or read the prefix keeps to the reference: it needs choices at the nodes of one path, not at all nodes.
+[`available`] is the one place that decides between kernel and reference.
 """
 
 import os
-from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -30,6 +29,7 @@ from transformers.utils import ENV_VARS_TRUE_VALUES, logging
 logger = logging.get_logger(__name__)
 
 VARIABLE = "TRANSFORMERS_GRIFFIN_KERNELS"
+HAS_TRITON = find_spec("triton") is not None
 
 _enabled: bool | None = None  # None: nobody has said, and the environment decides
 
@@ -46,22 +46,23 @@ def enable(on: bool = True) -> None:
 def available(device: torch.device) -> bool:
     """
     Whether the kernels run on a device: they are enabled, Triton is installed and the device is a GPU that PyTorch
-    calls "cuda", which includes ROCm. Elsewhere, and in compiled code, the PyTorch references run; if Triton alone is
-    missing, a warning says so once.
+    calls "cuda", which includes ROCm. Elsewhere the PyTorch references run; if Triton alone is missing, a warning says
+    so once. A cycle that was compiled before [`enable`] was called is compiled again.
     """
-    return device.type == "cuda" and not torch.compiler.is_compiling() and _is_enabled() and _has_triton()
+    return device.type == "cuda" and _is_enabled() and _has_triton()
 
 
 def _is_enabled() -> bool:
     return os.environ.get(VARIABLE, "").upper() in ENV_VARS_TRUE_VALUES if _enabled is None else _enabled
 
 
-@cache
+@torch.compiler.assume_constant_result  # compilers cannot look into logging
 def _has_triton() -> bool:
-    if find_spec("triton") is None:
-        logger.warning("Triton is not installed: GRIFFIN's kernels, though enabled, are replaced by PyTorch code.")
-        return False
-    return True
+    if not HAS_TRITON:
+        logger.warning_once(
+            "Triton is not installed: GRIFFIN's kernels, though enabled, are replaced by PyTorch code."
+        )
+    return HAS_TRITON
 
 
 __all__ = ["available", "enable"]

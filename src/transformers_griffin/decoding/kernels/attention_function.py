@@ -24,7 +24,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from .. import kernels
-from .device import on_device_of
 
 
 TREE_IMPLEMENTATION = "griffin_tree"
@@ -77,8 +76,7 @@ def tree_attention_forward(
     from .tree_attention import tree_attention, tree_attention_reference  # needs Triton
 
     attend = tree_attention if query.is_cuda else tree_attention_reference
-    with on_device_of(query):
-        return attend(query, key, value, attention_mask, scaling, softcap, s_aux), None
+    return attend(query, key, value, attention_mask, scaling, softcap, s_aux), None
 
 
 def attn_implementation(config: Any) -> str:

@@ -23,6 +23,8 @@ Next: `../kv_cache.py`.
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # (kernels take pointers, for which Python has no type)
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -49,14 +51,11 @@ def grow_level(tokens: torch.Tensor, log_probs: torch.Tensor, beam: Beam, level:
     new_scores, new_sees = beam.scores.new_empty(batch_size, k), beam.sees.new_empty(batch_size, k, mask_size)
     scores, parents = (like.new_empty(batch_size, width * k) for like in (beam.scores, beam.pool_index))
     tokens = tokens.contiguous()
-    with on_device_of(tokens):
-        _grow[(batch_size,)](
-            tokens, log_probs.contiguous(),
-            beam.scores, beam.pool_index, beam.sees,
-            scores, parents, new_tokens, new_scores, new_index, new_rows, new_sees,
-            NUM_BOUNDS * BITS + level * k, first_in_pool(level, k),
-            WIDTH=width, K=k, MASK_SIZE=mask_size, BITS=BITS, **_blocks(width * k),
-        )  # fmt: skip
+    _launch_grow(
+        [tokens, log_probs.contiguous(), beam.scores, beam.pool_index, beam.sees],
+        [scores, parents, new_tokens, new_scores, new_index, new_rows, new_sees],
+        level,
+    )
     new_beam = Beam(new_tokens, new_scores, new_index, new_rows, new_sees)
     return new_beam, CandidatePool(tokens.flatten(1), scores, parents)
 
@@ -68,14 +67,36 @@ def build_tree(root_tokens: torch.Tensor, pool: CandidatePool, num_nodes: int, d
     scores = pool.scores.new_empty(batch_size, num_nodes)
     ancestors = torch.zeros(batch_size, num_nodes, num_nodes, dtype=torch.bool, device=pool.tokens.device)
     node_of = pool.tokens.new_empty(batch_size, pool_size)
-    with on_device_of(root_tokens):
+    _launch_pick(
+        [root_tokens.contiguous(), pool.tokens, pool.scores, pool.parents],
+        [node_of, tokens, parents, depths, ancestors, scores],
+        depth,
+    )
+    return DraftTree(tokens, parents, depths, ancestors, scores)
+
+
+@torch.library.custom_op("transformers_griffin::grow_level", mutates_args=("written",))
+def _launch_grow(read: Sequence[torch.Tensor], written: Sequence[torch.Tensor], level: int) -> None:
+    """`_grow` with its pointers in order."""
+    batch_size, width, k = read[0].shape
+    with on_device_of(read[0]):
+        _grow[(batch_size,)](
+            *read, *written, NUM_BOUNDS * BITS + level * k, first_in_pool(level, k),
+            WIDTH=width, K=k, MASK_SIZE=read[-1].shape[-1], BITS=BITS, **_blocks(width * k),
+        )  # fmt: skip
+
+
+@torch.library.custom_op("transformers_griffin::build_tree", mutates_args=("written",))
+def _launch_pick(read: Sequence[torch.Tensor], written: Sequence[torch.Tensor], depth: int) -> None:
+    """`_pick` with its pointers in order."""
+    node_of, tokens, parents, depths, ancestors, scores = written
+    batch_size, pool_size = node_of.shape
+    with on_device_of(node_of):
         _pick[(batch_size,)](
-            root_tokens.contiguous(), pool.tokens, pool.scores, pool.parents, node_of,
-            tokens, parents, depths, ancestors.view(torch.uint8), scores,
-            pool_size, num_nodes, depth,
+            *read, node_of, tokens, parents, depths, ancestors.view(torch.uint8), scores,
+            pool_size, tokens.shape[1], depth,
             **_blocks(pool_size),
         )  # fmt: skip
-    return DraftTree(tokens, parents, depths, ancestors, scores)
 
 
 def _blocks(num_candidates: int) -> dict[str, int]:

@@ -27,7 +27,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import device_limits
+from .device import device_limits, on_device_of
 from .packed_mask import BITS, NUM_BOUNDS, unpack_tree_mask
 
 
@@ -36,6 +36,7 @@ LOG2_E = 1.4426950408889634
 MIN_SIDE = 16  # the smallest side of a matrix product in Triton
 
 
+@torch.library.custom_op("transformers_griffin::tree_attention", mutates_args=())
 def tree_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -76,36 +77,45 @@ def tree_attention(
 
     partial = query.new_empty(batch_size, heads, n_nodes, num_splits, value_dim, dtype=torch.float32)
     lse = query.new_empty(batch_size, heads, n_nodes, num_splits, dtype=torch.float32)
-    _attend_to_run[(num_tiles, num_splits, batch_size * kv_heads)](
-        query, key, value, mask, partial, lse,
-        scaling, 1.0 if softcap is None else softcap,
-        *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
-        kv_heads, n_nodes, kv_len, head_dim, value_dim, num_splits,
-        HAS_SOFTCAP=softcap is not None,
-        WIDEN=IS_INTERPRETED and query.dtype == torch.bfloat16,
-        GROUP=group,
-        WORDS=mask.shape[-1] - NUM_BOUNDS,
-        NUM_BOUNDS=NUM_BOUNDS,
-        BITS=BITS,
-        LOG2_E=LOG2_E,
-        BLOCK_ROWS=tile.rows,
-        BLOCK_SLOTS=tile.slots,
-        BLOCK_DIM=_padded(head_dim),
-        BLOCK_VALUE=_padded(value_dim),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )  # fmt: skip
     output = query.new_empty(batch_size, n_nodes, heads, value_dim)
     num_rows = batch_size * heads * n_nodes
-    _merge_runs[(-(-num_rows // MIN_SIDE),)](
-        partial, lse, query if sinks is None else sinks, output,
-        num_rows, heads, n_nodes, value_dim, num_splits,
-        HAS_SINKS=sinks is not None,
-        LOG2_E=LOG2_E,
-        BLOCK_ROWS=MIN_SIDE,
-        BLOCK_VALUE=_padded(value_dim),
-    )  # fmt: skip
+    with on_device_of(query):
+        _attend_to_run[(num_tiles, num_splits, batch_size * kv_heads)](
+            query, key, value, mask, partial, lse,
+            scaling, 1.0 if softcap is None else softcap,
+            *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
+            kv_heads, n_nodes, kv_len, head_dim, value_dim, num_splits,
+            HAS_SOFTCAP=softcap is not None,
+            WIDEN=IS_INTERPRETED and query.dtype == torch.bfloat16,
+            GROUP=group,
+            WORDS=mask.shape[-1] - NUM_BOUNDS,
+            NUM_BOUNDS=NUM_BOUNDS,
+            BITS=BITS,
+            LOG2_E=LOG2_E,
+            BLOCK_ROWS=tile.rows,
+            BLOCK_SLOTS=tile.slots,
+            BLOCK_DIM=_padded(head_dim),
+            BLOCK_VALUE=_padded(value_dim),
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )  # fmt: skip
+        _merge_runs[(-(-num_rows // MIN_SIDE),)](
+            partial, lse, query if sinks is None else sinks, output,
+            num_rows, heads, n_nodes, value_dim, num_splits,
+            HAS_SINKS=sinks is not None,
+            LOG2_E=LOG2_E,
+            BLOCK_ROWS=MIN_SIDE,
+            BLOCK_VALUE=_padded(value_dim),
+        )  # fmt: skip
     return output
+
+
+@tree_attention.register_fake
+def _(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float, *_: object
+) -> torch.Tensor:
+    batch_size, heads, n_nodes = query.shape[:3]
+    return query.new_empty(batch_size, n_nodes, heads, value.shape[3])
 
 
 def tree_attention_reference(
