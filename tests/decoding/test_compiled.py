@@ -117,6 +117,21 @@ def test_more_trees_than_torch_compiles_a_function_for() -> None:
     assert len(backend_of(settings).graphs) == 3 * 3
 
 
+def test_another_tree_is_compiled_for_its_own_size_and_caches_of_any_length() -> None:
+    """Else the compiler concludes from two trees that the next one may have any size, and writes slower code."""
+    settings, target = compiled(fullgraph=True), make_target(LLAMA)
+    draft, prompt, greedy = GriffinDraftModel.from_target(target), make_prompt(24), GREEDY | {"max_new_tokens": 6}
+    for tree in [(4, 2, 2), (8, 4, 3)]:
+        draft.generation_config.update(**dict(zip(DEFAULT_TREE, tree, strict=True)))
+        target.generate(prompt, assistant_model=draft, **greedy, **settings)
+    for graph in backend_of(settings).graphs:
+        inputs = [node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder"]
+        tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
+        of_any_size = [tensor for tensor in tensors if any(isinstance(size, torch.SymInt) for size in tensor.shape)]
+        assert of_any_size
+        assert all(tensor.ndim == 4 and isinstance(tensor.shape[2], torch.SymInt) for tensor in of_any_size)
+
+
 @pytest.mark.usefixtures("rows_are_followed")
 @pytest.mark.parametrize(
     "architecture",

@@ -63,9 +63,11 @@ def compile_for(
     A compiled function that counts its compilations by itself, the same one for the same arguments.
 
     `torch.compile` gives up on a function after 8 compilations, which the trees, batch sizes and dtypes of a process
-    would soon use up together.
+    would soon use up together; and for a second tree it would compile code for trees of any size, which is slower. So
+    sizes are fixed, except those that are left open by name, unless the configuration says otherwise.
     """
     options: dict[str, Any] = {"isolate_recompiles": True} | config.to_dict()
+    options["dynamic"] = False if config.dynamic is None else config.dynamic
     key = (function, sizes, dtype, repr(sorted(options.items())))
     if key not in _compiled:
         _compiled[key] = torch.compile(function, **options)
