@@ -132,6 +132,37 @@ def test_another_tree_is_compiled_for_its_own_size_and_caches_of_any_length() ->
         assert all(tensor.ndim == 4 and isinstance(tensor.shape[2], torch.SymInt) for tensor in of_any_size)
 
 
+def test_all_depths_are_compiled_with_the_first_answer() -> None:
+    """So short that it needs one depth; later answers take more of them and find them compiled."""
+    plain, settings = decode_plainly(LLAMA, 20), compiled(fullgraph=True)
+    draft = noisy_oracle(plain.target, plain.output.sequences, PAPER_TREE)
+    draft.generation_config.draft_level_cost = 0.2
+    short = GREEDY | {"max_new_tokens": 5}
+    ours = plain.target.generate(plain.prompt, assistant_model=draft, **short, **settings)
+    assert ours.sequences.tolist() == plain.output.sequences[:, :25].tolist()
+    num_compiled = len(backend_of(settings).graphs)
+    assert num_compiled == 3 * len([6, 3, 2, 1])
+    ours = plain.target.generate(plain.prompt, assistant_model=draft, **GREEDY, **settings)
+    assert ours.sequences.tolist() == plain.output.sequences.tolist()
+    assert len(backend_of(settings).graphs) == num_compiled
+    eager = plain.target.generate(plain.prompt, assistant_model=draft, **GREEDY)
+    assert_same_cycles(ours, eager)
+
+
+@pytest.mark.usefixtures("rows_are_followed")
+def test_all_depths_are_compiled_for_a_batch_of_padded_rows() -> None:
+    plain, settings = decode_batch_plainly(LLAMA), compiled(fullgraph=True)
+    draft = noisy_oracle(plain.target, [plain.without_padding(row) for row in range(3)], SMALL_TREE)
+    draft.generation_config.draft_level_cost = 0.2
+    arguments = {"attention_mask": plain.mask, "assistant_model": draft, "do_sample": False} | settings
+    ours = plain.target.generate(plain.prompts, max_new_tokens=5, **arguments)
+    num_compiled = len(backend_of(settings).graphs)
+    assert num_compiled == 3 * len([4, 2, 1])
+    ours = plain.target.generate(plain.prompts, max_new_tokens=plain.num_new, **arguments)
+    assert ours.tolist() == plain.sequences.tolist()
+    assert len(backend_of(settings).graphs) == num_compiled
+
+
 @pytest.mark.usefixtures("rows_are_followed")
 @pytest.mark.parametrize(
     "architecture",

@@ -102,6 +102,16 @@ class GriffinCandidateGenerator(CandidateGenerator):
         return self.num_draft_tokens + 1
 
     @property
+    def depths(self) -> list[int]:
+        """Levels of the trees that may be drafted."""
+        return [self.most_levels] if self.adaptive_depth is None else self.adaptive_depth.depths
+
+    @property
+    def sizes(self) -> list[int]:
+        """Nodes of these trees, root included."""
+        return [1 + self._tokens_down_to(depth) for depth in self.depths]
+
+    @property
     def path_length(self) -> int:
         """Nodes on the longest root path of the deepest tree, root included: the most tokens a cycle can emit."""
         return self.most_levels + 1
@@ -113,8 +123,10 @@ class GriffinCandidateGenerator(CandidateGenerator):
 
     def draft_down_to(self, depth: int) -> None:
         """From now on trees have that many levels, `most_levels` at most, and as many nodes for each."""
-        self.depth = depth
-        self.num_draft_tokens = tokens_at_depth(self.most_tokens, self.most_levels, self.top_k, depth)
+        self.depth, self.num_draft_tokens = depth, self._tokens_down_to(depth)
+
+    def _tokens_down_to(self, depth: int) -> int:
+        return tokens_at_depth(self.most_tokens, self.most_levels, self.top_k, depth)
 
     def choose_depth(self) -> None:
         """Chooses the depth of the next tree, where it depends on the cycles before."""

@@ -15,9 +15,10 @@ Next: `outputs.py`.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import CompileConfig, GenerationConfig, PreTrainedModel
@@ -25,7 +26,7 @@ from transformers.cache_utils import Cache, StaticLayer
 
 from ..modeling_griffin import GriffinDraftModel
 from .candidate_generator import GriffinCandidateGenerator, features_of, newest
-from .draft_tree import DraftTree, as_attention_mask, cache_mask
+from .draft_tree import CandidatePool, DraftTree, as_attention_mask, build_tree, cache_mask
 from .kernels.attention_function import attn_implementation, reading_packed_masks
 from .kv_cache import STATIC_LAYERS, crop_last, keep_path
 from .target_forward import TargetForward, why_no_tree
@@ -74,6 +75,19 @@ def compile_for(
     return _compiled[key]
 
 
+_seen: "WeakKeyDictionary[torch.nn.Module, set[tuple[Any, ...]]]" = WeakKeyDictionary()
+
+
+def is_first(model: torch.nn.Module, *what: Any) -> bool:
+    """Whether a model is asked this about something for the first time."""
+    seen = _seen.setdefault(model, set())
+    key = tuple(map(repr, what))
+    if key in seen:
+        return False
+    seen.add(key)
+    return True
+
+
 class CompiledCandidateGenerator(GriffinCandidateGenerator):
     """
     Drafts in fixed shapes. The first round, which reads the prompt, runs as in the parent class.
@@ -87,11 +101,10 @@ class CompiledCandidateGenerator(GriffinCandidateGenerator):
 
     def __init__(self, draft: GriffinDraftModel, batch_size: int, max_length: int, compile_config: CompileConfig):
         super().__init__(draft, batch_size=batch_size)
-        capacity = max_length + self.path_length + self.depth * self.top_k
+        self.compile_config = compile_config
+        capacity = max_length + self.path_length + self.most_levels * self.top_k
         self.capacity = capacity + -capacity % CAPACITY_STEP
         self.ends = torch.zeros(batch_size, 1, dtype=torch.long, device=draft.device)  # pairs of each row
-        sizes = (batch_size, self.num_nodes, self.depth, self.top_k)
-        self._compiled_round = compile_for(sizes, draft.dtype, CompiledCandidateGenerator._round, compile_config)
 
     def _draft(
         self,
@@ -106,11 +119,33 @@ class CompiledCandidateGenerator(GriffinCandidateGenerator):
             self._fix_shapes(tokens.shape[0])
             return tree
         device = self.draft.device
-        counts = to_device(num_new, device).unsqueeze(1)
-        with reading_packed_masks(self.draft.config) if self.packs_masks else nullcontext():
-            tree = self._compiled_round(self, tokens.to(device), features.to(device), counts)
+        inputs = tokens.to(device), features.to(device), to_device(num_new, device).unsqueeze(1)
+        about = *self._tree_shape(), self.padding_mask is None
+        if len(self.depths) > 1 and is_first(self.draft, *about, self.compile_config):
+            self._rehearse(*inputs)
+        tree = self._compiled_round(*inputs)
         # A captured graph writes its results to the same place each time.
         return DraftTree(*(part.to(tokens.device, copy=True) for part in vars(tree).values()))
+
+    def _rehearse(self, *inputs: torch.Tensor) -> None:
+        """Drafts to all depths and forgets it, so that no later cycle has to wait for the compiler."""
+        state = [self.ends, self.next_position, *(layer.cumulative_length for layer in static_layers(self.cache))]
+        before, depth = [tensor.clone() for tensor in state], self.depth
+        for other in self.depths:
+            self.draft_down_to(other)
+            self._compiled_round(*inputs)
+            for tensor, value in zip(state, before, strict=True):
+                tensor.copy_(value)
+        self.draft_down_to(depth)
+
+    def _compiled_round(self, *inputs: torch.Tensor) -> DraftTree:
+        sizes, function = (*self._tree_shape(), self.depth), CompiledCandidateGenerator._round
+        compiled_round = compile_for(sizes, self.draft.dtype, function, self.compile_config)
+        with reading_packed_masks(self.draft.config) if self.packs_masks else nullcontext():
+            return compiled_round(self, *inputs)
+
+    def _tree_shape(self) -> tuple[int, ...]:
+        return len(self.ends), self.most_tokens, self.most_levels, self.top_k
 
     def new_pairs(
         self, acceptance: Acceptance, node_features: torch.Tensor, num_kept: list[int], is_row_wise: bool
@@ -197,6 +232,8 @@ class CompiledTargetForward(TargetForward):
     Args:
         target, generation_config, model_kwargs, max_length: as for the parent class.
         compile_config ([`~transformers.CompileConfig`]): passed on to `torch.compile`.
+        sizes (sequence of `int`): nodes of the trees that may come.
+        path_length (`int`): the most tokens that a cycle can emit.
     """
 
     def __init__(
@@ -206,10 +243,13 @@ class CompiledTargetForward(TargetForward):
         model_kwargs: dict[str, Any],
         max_length: int,
         compile_config: CompileConfig,
+        sizes: Sequence[int],
+        path_length: int,
     ):
         super().__init__(target, generation_config, model_kwargs, max_length)
         self.padding_mask: torch.Tensor | None = None  # (batch_size, slots of the cache)
         self.compile_config = compile_config
+        self.sizes, self.path_length = sizes, path_length
 
     def prefill(self, input_ids: torch.Tensor, take_chunk: Callable[[torch.Tensor], None]) -> tuple[Any, torch.Tensor]:
         """As in the parent class; from here on lengths are tensors, too."""
@@ -229,6 +269,22 @@ class CompiledTargetForward(TargetForward):
         return outputs, features
 
     def _verify(self, tree: DraftTree, input_ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        about = len(self.lengths), *self.sizes, self.padding_mask is None
+        if len(self.sizes) > 1 and is_first(self.target, *about, self.compile_config):
+            self._rehearse(tree.tokens[:, :1])
+        return self._compiled_forward(tree)
+
+    def _rehearse(self, roots: torch.Tensor) -> None:
+        """Verifies trees of all sizes and keeps nothing of it, so that no later cycle has to wait for the compiler."""
+        nodes = torch.zeros_like(roots).expand(-1, self.path_length).contiguous()
+        for num_nodes in self.sizes:
+            children = torch.zeros_like(roots).expand(-1, num_nodes - 1)
+            self._compiled_forward(
+                build_tree(roots, CandidatePool(children, children.float(), children - 1), num_nodes, 1)
+            )
+            self._keep_in_cache(nodes, 0, num_nodes)
+
+    def _compiled_forward(self, tree: DraftTree) -> tuple[Any, torch.Tensor]:
         forward_tree = self._compile(CompiledTargetForward._forward_tree, tree.tokens.shape[1])
         with _one_forward_of_all_threads, self._tapped_features():
             outputs, features = forward_tree(self, tree)

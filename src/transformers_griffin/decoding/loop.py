@@ -121,7 +121,8 @@ def _draft_and_target(
         forward = TargetForward(target, generation_config, model_kwargs, max_length)
     else:
         generator = CompiledCandidateGenerator(draft, batch_size, max_length, compile_config)
-        forward = CompiledTargetForward(target, generation_config, model_kwargs, max_length, compile_config)
+        trees = generator.sizes, generator.path_length
+        forward = CompiledTargetForward(target, generation_config, model_kwargs, max_length, compile_config, *trees)
     if forward.verifies_trees:
         step = 1 if compile_config is None else CAPACITY_STEP
         prepare_for_tree(forward.cache, generator.num_nodes, max_length, step)
