@@ -2,10 +2,11 @@
 Would it pay if every cycle chose its own depth? Ways to choose, simulated on answers that are known.
 
     python trainers/mini_pair/simulate_depth.py --answers runs/mini_pair/shipped_ablations/answers-T0.json
-    python trainers/mini_pair/simulate_depth.py --answers answers-T0.json --max_prompts 4 --depth 3
+    python trainers/mini_pair/simulate_depth.py --answers answers-T0.json --compiled --max_prompts 4 --depth 3
 
 The answers are those that `ablations.py` writes, of the pair that ships. Acceptance lengths are exact
-(`evaluation/tree_acceptance.py`), costs are the shares of a cycle in examples/mini/bench_methods, in plain steps.
+(`evaluation/tree_acceptance.py`), costs are shares of a cycle in examples/mini/bench_methods and, compiled, of
+examples/mini/bench, in plain steps.
 Parameters are chosen on one half of the prompts and judged on the other, both ways round.
 
 Measured: docs/evaluation.md, "No deeper than it pays?".
@@ -15,6 +16,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,6 +24,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils import logging
 
+from transformers_griffin.decoding.adaptive_depth import AdaptiveDepth
 from transformers_griffin.decoding.candidate_generator import GriffinCandidateGenerator
 from transformers_griffin.decoding.draft_tree import pool_size
 from transformers_griffin.evaluation import know_answers, paired_ratio_interval
@@ -37,9 +40,23 @@ Confidence = list[list[float]]  # by root and level: the beam's summed probabili
 Choice = Callable[[list[float], list[tuple[int, int]]], int]
 
 
-def cycle_cost(num_tokens: int, depth: int) -> float:
-    """Plain steps: verifying (1.5 for 10 tokens), the first pass, further passes two wide, the rest."""
-    return (1.17 + 0.033 * num_tokens) + 0.25 + 0.19 * (depth - 1) + 0.13
+@dataclass(frozen=True)
+class Costs:
+    """Plain steps: verifying no token and each, the first pass, further passes two wide, the rest."""
+
+    verify: float
+    token: float
+    first_pass: float
+    further_pass: float
+    rest: float
+
+    def of_cycle(self, num_tokens: int, depth: int) -> float:
+        passes = self.first_pass + self.further_pass * (depth - 1)
+        return self.verify + self.token * num_tokens + passes + self.rest
+
+
+EAGER = Costs(1.17, 0.033, 0.25, 0.19, 0.13)
+COMPILED = Costs(0.95, 0.025, 0.15, 0.122, 0.16)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -47,11 +64,16 @@ def main(args: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     ranks, confidence = draft_everywhere(args)
     num_prompts = len(confidence)
-    ways, halves = ways_to_choose(args.depth), [range(0, num_prompts, 2), range(1, num_prompts, 2)]
+    cost_of = (COMPILED if args.compiled else EAGER).of_cycle
+    level_cost = (cost_of(14, 6) - cost_of(2, 1)) / 5
+    level_cost /= cost_of(2, 1) - level_cost
+    print(f"A level costs {level_cost:.3f} cycles without any.")
+    ways = ways_to_choose(args.depth, level_cost)
+    halves = [range(0, num_prompts, 2), range(1, num_prompts, 2)]
     costs: dict[str, list[float]] = {name: [0.0] * num_prompts for name in (*ways, "oracle")}
     for chosen_on, judged_on in (halves, halves[::-1]):
-        sizes = {depth: best_size(ranks, depth, chosen_on) for depth in range(1, args.depth + 1)}
-        cost = {depth: cycle_cost(size, depth) for depth, size in sizes.items()}
+        sizes = {depth: best_size(ranks, depth, chosen_on, cost_of) for depth in range(1, args.depth + 1)}
+        cost = {depth: cost_of(size, depth) for depth, size in sizes.items()}
         emitted = [
             {d: (1 + (rows[:, d - 1, :d] < size).sum(dim=1)).tolist() for d, size in sizes.items()}
             for rows in ranks.ranks
@@ -63,10 +85,10 @@ def main(args: argparse.Namespace) -> None:
         for i in judged_on:
             costs["oracle"][i] = cheapest(emitted[i], cost)
     tokens = [len(rows) for rows in confidence]
-    for name, cost_of in costs.items():
-        low, high = paired_ratio_interval(tokens, cost_of, tokens, costs["fixed"])
-        gain = sum(costs["fixed"]) / sum(cost_of) - 1
-        print(f"{name:<12} SR {sum(tokens) / sum(cost_of):.3f} {gain:+.1%} [{low:+.1%}, {high:+.1%}]")
+    for name, spent in costs.items():
+        low, high = paired_ratio_interval(tokens, spent, tokens, costs["fixed"])
+        gain = sum(costs["fixed"]) / sum(spent) - 1
+        print(f"{name:<12} SR {sum(tokens) / sum(spent):.3f} {gain:+.1%} [{low:+.1%}, {high:+.1%}]")
 
 
 def draft_everywhere(args: argparse.Namespace) -> tuple[PathRanks, list[Confidence]]:
@@ -90,14 +112,14 @@ def draft_everywhere(args: argparse.Namespace) -> tuple[PathRanks, list[Confiden
     return ranks, [list(itertools.islice(each, len(rows))) for rows in ranks.ranks]
 
 
-def best_size(ranks: PathRanks, depth: int, prompts: range) -> int:
+def best_size(ranks: PathRanks, depth: int, prompts: range, cost_of: Callable[[int, int], float]) -> int:
     """The number of tokens with which trees of this depth are fastest."""
     sizes = [size for size in NUM_TOKENS if depth <= size <= pool_size(depth, 2)]
     cycles = {size: [len(lengths) for lengths in ranks.acceptance_lengths(size, depth)] for size in sizes}
-    return min(sizes, key=lambda size: cycle_cost(size, depth) * sum(cycles[size][i] for i in prompts))
+    return min(sizes, key=lambda size: cost_of(size, depth) * sum(cycles[size][i] for i in prompts))
 
 
-def ways_to_choose(depth: int) -> dict[str, list[Choice]]:
+def ways_to_choose(depth: int, level_cost: float) -> dict[str, list[Choice]]:
     """By what is looked at: nothing, the draft's confidence after every or one level, the cycles before."""
     depths, levels = range(1, depth + 1), range(1, depth)
     return {
@@ -105,6 +127,7 @@ def ways_to_choose(depth: int) -> dict[str, list[Choice]]:
         "every_level": [unless_below(t, levels, depth) for t in THRESHOLDS],
         "one_level": [unless_below(t, [i], most) for t in THRESHOLDS for i in levels for most in depths[i:]],
         "heuristic": [heuristic(up, most) for up in (1, 2) for most in depths],
+        "adaptive": [adaptive(most, level_cost) for most in depths],
     }
 
 
@@ -119,6 +142,18 @@ def heuristic(up: int, most: int) -> Choice:
     def choose(_: list[float], past: list[tuple[int, int]]) -> int:
         depth, emitted = past[-1] if past else (min(5, most), 0)
         return min(max(depth + (up if emitted == depth + 1 else -1), 1), most)
+
+    return choose
+
+
+def adaptive(most: int, level_cost: float) -> Choice:
+    """What `draft_level_cost` does."""
+
+    def choose(_: list[float], past: list[tuple[int, int]]) -> int:
+        chooser = AdaptiveDepth(most, level_cost, num_rows=1)
+        for depth, emitted in past[-32:]:  # older cycles count for nothing
+            chooser.learn(depth, [emitted])
+        return chooser.choose()
 
     return choose
 
@@ -146,4 +181,5 @@ if __name__ == "__main__":
     parser.add_argument("--answers", type=Path, required=True)
     parser.add_argument("--max_prompts", type=int)
     parser.add_argument("--depth", type=int, default=8, help="levels of the deepest trees; all are two wide")
+    parser.add_argument("--compiled", action="store_true", help="costs of compiled cycles")
     main(parser.parse_args())

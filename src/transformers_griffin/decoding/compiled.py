@@ -236,6 +236,8 @@ class CompiledTargetForward(TargetForward):
         path_length (`int`): the most tokens that a cycle can emit.
     """
 
+    capacity_step = CAPACITY_STEP
+
     def __init__(
         self,
         target: PreTrainedModel,
@@ -346,4 +348,4 @@ def leave_lengths_open(cache: Cache) -> None:
             torch._dynamo.maybe_mark_dynamic(entries, 2)
 
 
-__all__ = ["CAPACITY_STEP", "CompiledCandidateGenerator", "CompiledTargetForward", "compile_config_for"]
+__all__ = ["CompiledCandidateGenerator", "CompiledTargetForward", "compile_config_for"]

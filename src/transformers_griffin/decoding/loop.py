@@ -21,7 +21,7 @@ from ..modeling_griffin import GriffinDraftModel
 from .answer import Answer
 from .candidate_generator import GriffinCandidateGenerator
 from .choice import TokenChooser
-from .compiled import CAPACITY_STEP, CompiledCandidateGenerator, CompiledTargetForward, compile_config_for
+from .compiled import CompiledCandidateGenerator, CompiledTargetForward, compile_config_for
 from .finished_rows import FinishedRows, can_drop_rows
 from .kv_cache import prepare_for_tree, stop_growing
 from .outputs import GriffinGenerateOutput, OutputRecorder, wants_scores
@@ -60,6 +60,10 @@ def decode_with_draft(
     pad_token = None if generation_config._pad_token_tensor is None else int(generation_config._pad_token_tensor)
     answer = Answer(input_ids, chooser, stopping_criteria, pad_token, forward.verifies_trees, streamer)
     recorder = OutputRecorder(generation_config, forward.cache, batch_size)
+    if forward.verifies_trees:
+        prepare_for_tree(forward.cache, generator.num_nodes, max_length, forward.capacity_step)
+    else:
+        generator.make_chain()
 
     # 0. Prefill: the first token, and the prompt's features, which the draft reads chunk by chunk, too.
     pairs = PromptPairs(draft, input_ids, model_kwargs, prompt_length - int(forward.cache.get_seq_length()))
@@ -112,7 +116,7 @@ def _draft_and_target(
     generation_config: GenerationConfig,
     model_kwargs: dict[str, Any],
 ) -> tuple[GriffinCandidateGenerator, TargetForward]:
-    """Both halves of a cycle, compiled where plain decoding would be; the target's cache has room for trees."""
+    """Both halves of a cycle, compiled where plain decoding would be."""
     compile_config = compile_config_for(target, generation_config, model_kwargs)
     generator: GriffinCandidateGenerator
     forward: TargetForward
@@ -123,11 +127,6 @@ def _draft_and_target(
         generator = CompiledCandidateGenerator(draft, batch_size, max_length, compile_config)
         trees = generator.sizes, generator.path_length
         forward = CompiledTargetForward(target, generation_config, model_kwargs, max_length, compile_config, *trees)
-    if forward.verifies_trees:
-        step = 1 if compile_config is None else CAPACITY_STEP
-        prepare_for_tree(forward.cache, generator.num_nodes, max_length, step)
-    else:
-        generator.make_chain()
     return generator, forward
 
 

@@ -53,6 +53,8 @@ class TargetForward:
         ValueError: if the cache can neither branch nor forget its newest tokens.
     """
 
+    capacity_step = 1  # the room of static caches is a multiple of this
+
     def __init__(
         self,
         target: PreTrainedModel,
