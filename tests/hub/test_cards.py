@@ -259,3 +259,9 @@ def test_the_template_is_found_in_an_installed_package(tmp_path, monkeypatch):
     assert template_path() == tmp_path / "templates" / "draft_card.md"
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert '"hub_cards" = "transformers_griffin/hub/templates"' in pyproject
+
+
+def test_a_depth_that_adapts_is_said():
+    known = facts()
+    card = str(draft_card(replace(known, tree=replace(known.tree, draft_level_cost=0.2))))
+    assert "8 drafted tokens a cycle, 3 levels, 2 tokens a level; fewer levels where more do not pay |" in card

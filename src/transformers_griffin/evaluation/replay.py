@@ -63,7 +63,8 @@ def replay_acceptance(
     draft: GriffinDraftModel, answers: KnownAnswers, generation_config: GenerationConfig | None = None
 ) -> list[list[int]]:
     """
-    The acceptance lengths of `generate(assistant_model=draft)`, for answers that are known.
+    The acceptance lengths of `generate(assistant_model=draft)`, for answers that are known and trees that all have
+    `draft_tree_depth` levels (`draft_level_cost` is not looked at).
 
     Args:
         draft ([`GriffinDraftModel`]): bound to the target.

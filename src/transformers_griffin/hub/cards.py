@@ -111,6 +111,7 @@ def _shape(facts: DraftFacts) -> list[tuple[str, str]]:
     target = f"[{facts.target}](https://huggingface.co/{facts.target})" if facts.target else "not published"
     kind = f", type `{config.target_model_type}`" if config.target_model_type else ""
     outputs = "predict and regress outputs" if config.dual_head else "one output"
+    depth = "" if tree.draft_level_cost is None else "; fewer levels where more do not pay"
     return [
         ("Target", f"{target}{kind}, hidden size {config.hidden_size}, vocabulary {config.vocab_size:,}"),
         *([] if config.draft_vocab_size is None else [("Proposes", f"{config.draft_vocab_size:,} frequent tokens")]),
@@ -118,8 +119,8 @@ def _shape(facts: DraftFacts) -> list[tuple[str, str]]:
         ("Size", f"{facts.num_parameters:,} parameters, {facts.size_bytes / 1e6:,.1f} MB in {facts.dtype}"),
         (
             "Tree",
-            f"{tree['num_assistant_tokens']} drafted tokens a cycle, {tree['draft_tree_depth']} levels, "
-            f"{tree['draft_tree_top_k']} tokens a level",
+            f"{tree.num_assistant_tokens} drafted tokens a cycle, {tree.draft_tree_depth} levels, "
+            f"{tree.draft_tree_top_k} tokens a level{depth}",
         ),
         ("Licence", licence.license_name or licence.license),
     ]

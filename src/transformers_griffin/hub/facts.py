@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from ..configuration_griffin import GriffinDraftConfig
 from ..evaluation.results import BenchmarkResults, Method
+from ..evaluation.tree_acceptance import TreeSettings
 from ..modeling_griffin import GriffinDraftModel
 from .privacy import is_local_path, without_paths
 
@@ -72,7 +73,7 @@ class DraftFacts:
     num_parameters: int
     size_bytes: int
     dtype: str
-    tree: dict[str, int]  # tree settings of the draft's generation config
+    tree: TreeSettings  # of the draft's generation config
     target: str | None  # on the Hub; None if the target is not published
     licence: Licence = Licence()
     training: TrainingFacts | None = None
@@ -116,23 +117,19 @@ def draft_facts(
     target = target or draft.config.target_name_or_path
     if results is not None and not isinstance(results, BenchmarkResults):
         results = BenchmarkResults.load(results)
-    tree = {name: getattr(draft.generation_config, name) for name in TREE_SETTINGS}
     return DraftFacts(
         repo_id=repo_id,
         config=draft.config,
         num_parameters=draft.num_parameters(),
         size_bytes=sum(weight.numel() * weight.element_size() for weight in draft.parameters()),
         dtype=str(draft.dtype).removeprefix("torch."),
-        tree=tree,
+        tree=TreeSettings.of(draft.generation_config),
         target=published_name(target) or published_name(draft.config.target_name_or_path),
         licence=Licence(license) if license else licence_of(target, token),
         training=TrainingFacts.load(draft.name_or_path) if draft.name_or_path else None,
         results=results,
         method=None if results is None else _method_of(results, method),
     )
-
-
-TREE_SETTINGS = ("num_assistant_tokens", "draft_tree_depth", "draft_tree_top_k")
 
 
 def published_name(name_or_path: str | None) -> str | None:
