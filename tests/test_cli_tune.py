@@ -45,7 +45,10 @@ def test_tune_saves_the_winner_and_nothing_else(copied, capsys):
     assert result["num_trees"] == 4  # (2, 2, 1), (2, 2, 2), (4, 2, 2) and the draft's own
     assert result["saved"]
     assert result["provenance"]["arguments"]["num_tokens"] == [2, 4]
-    assert len(result["confirmed"]) in (2, 3)  # one tree, the same with adaptive depth, and the draft's own
+    assert len(result["confirmed"]) in (
+        2,
+        4,
+    )  # one tree, and the draft's own if it is another, with adaptive depth too
     assert any(line.startswith("plain decoding ") for line in text)
     saved = GenerationConfig.from_pretrained(copied / "draft")
     assert {name: getattr(saved, name) for name in result["best"]["tree"]} == result["best"]["tree"]

@@ -5,8 +5,8 @@ Finds the draft tree that decodes fastest, for this target, draft, machine, dtyp
 2. A few trees are run, for the cost of a cycle (`tree_costs.py`).
 3. Drafting once under every token of the answers tells how many cycles each tree would take (`tree_acceptance.py`).
 4. Cycles times cost: the expected speed of every tree. Acceptance lengths are exact, costs are read off curves.
-5. The best few run for real on the other half, interleaved with plain decoding and with the draft's present tree; the
-   best one also with a depth that adapts (`decoding/adaptive_depth.py`). The fastest wins.
+5. The best few and the draft's present tree run for real on the other half, interleaved with plain decoding, each also
+   with a depth that adapts (`decoding/adaptive_depth.py`). The fastest wins.
 
 A tree is only worth having if it beats plain decoding in step 5; else the result says so. All of it can be done with
 compiled cycles, which have costs of their own; plain decoding then competes with and without compilation.
@@ -102,7 +102,7 @@ def tune_tree(
         grid ([`TreeGrid`], *optional*): the trees to choose from, beside the draft's present one.
         max_new_tokens (`int`, defaults to 128): tokens of an answer, at most.
         num_finalists (`int`, defaults to 3):
-            Trees that are run for real, beside the present one and the best one with adaptive depth.
+            Trees that are run for real, beside the present one, each also with adaptive depth.
         num_probe_batches (`int`, defaults to 2): batches on which costs are measured.
         probe_tokens (`int`, defaults to 32): tokens of an answer there, at most.
         compiles (`bool`, defaults to `False`):
@@ -223,15 +223,16 @@ def _expect(tree: TreeSettings, ranks: PathRanks, curves: CostCurves, answers: S
 def _finalists(
     expected: Sequence[Candidate], present: TreeSettings, count: int, curves: CostCurves
 ) -> list[Candidate]:
-    """The best by expectation, the very best with adaptive depth, and what the draft has now."""
+    """The best by expectation and what the draft has now; each of them with adaptive depth, too."""
     ordered = sorted(expected, key=lambda candidate: -(candidate.expected_tokens_per_second or 0.0))
-    level_cost = curves.level_cost(ordered[0].tree)
-    adaptive = replace(ordered[0].tree, draft_level_cost=level_cost)
-    return [
-        *ordered[:count],
-        *([] if level_cost is None else [Candidate(adaptive, None, None)]),
-        *(candidate for candidate in ordered[count:] if candidate.tree == present),
+    fixed = ordered[:count] + [candidate for candidate in ordered[count:] if candidate.tree == present]
+    costs = [curves.level_cost(candidate.tree) for candidate in fixed]
+    adaptive = [
+        Candidate(replace(candidate.tree, draft_level_cost=cost), None, None)
+        for candidate, cost in zip(fixed, costs, strict=True)
+        if cost is not None
     ]
+    return fixed + adaptive
 
 
 # ---------------------------------------------------------------------- real runs
