@@ -67,18 +67,24 @@ def test_rates_count_levels_that_were_tried_old_ones_less():
 
 
 def test_rows_of_a_batch_are_learnt_about_each_and_drafted_for_together():
-    """One row follows everything, one nothing; a row that has ended teaches nothing, and leaves no trace."""
-    adaptive = AdaptiveDepth(6, LEVEL_COST, 3)
+    """One row follows everything, one nothing; when one of them leaves the batch the other decides alone."""
+    depths = []
+    for kept in ([0, 1], [0], [1]):
+        adaptive = AdaptiveDepth(6, LEVEL_COST, 2)
+        for _ in range(8):
+            adaptive.learn(6, [7, 1])
+        adaptive.keep_rows(kept)
+        depths.append(adaptive.choose())
+    assert depths == [6, 6, 1]
+
+
+def test_rows_that_have_ended_in_the_batch_have_no_say():
+    adaptive = AdaptiveDepth(6, LEVEL_COST, 2)
     for _ in range(8):
-        adaptive.learn(6, [7, 1, 0])
-    assert (adaptive.followed[2], adaptive.tried[2]) == (0, 0)
-    adaptive.keep_rows([0])
-    assert adaptive.choose() == 6
-    other = AdaptiveDepth(6, LEVEL_COST, 2)
-    for _ in range(8):
-        other.learn(6, [7, 1])
-    other.keep_rows([1])
-    assert other.choose() == 1
+        adaptive.learn(6, [7, 1])
+    adaptive.learn(6, [0, 1])
+    assert adaptive.choose() == 1
+    assert adaptive.tried[0] == pytest.approx(6 * sum(DECAY**i for i in range(8)))
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,12 @@ class AdaptiveDepth:
         while self.depths[-1] > 1:
             self.depths.append(math.ceil(self.depths[-1] / 2))
         self.followed, self.tried = [0.0] * num_rows, [0.0] * num_rows  # levels
+        self.has_ended = [False] * num_rows  # where rows that have ended stay in the batch
 
     def choose(self) -> int:
         """The depth of the next cycle."""
-        counts = zip(self.followed, self.tried, strict=True)
-        rates = [(PRIOR * WEIGHT + followed) / (WEIGHT + tried) for followed, tried in counts]
+        rows = zip(self.followed, self.tried, self.has_ended, strict=True)
+        rates = [(PRIOR * WEIGHT + followed) / (WEIGHT + tried) for followed, tried, ended in rows if not ended]
         return max(self.depths, key=lambda depth: expected_tokens(depth, rates) / (1 + self.level_cost * depth))
 
     def learn(self, depth: int, num_emitted: list[int]) -> None:
@@ -55,6 +56,7 @@ class AdaptiveDepth:
             depth (`int`): that was drafted.
             num_emitted (`list[int]`): tokens that each row has got; 0 for a row that had ended.
         """
+        self.has_ended = [emitted == 0 for emitted in num_emitted]
         for row, emitted in enumerate(num_emitted):
             if emitted:
                 self.followed[row] = DECAY * self.followed[row] + emitted - 1
@@ -63,6 +65,7 @@ class AdaptiveDepth:
     def keep_rows(self, rows: list[int]) -> None:
         """Forgets all rows of the batch but some."""
         self.followed, self.tried = [self.followed[row] for row in rows], [self.tried[row] for row in rows]
+        self.has_ended = [self.has_ended[row] for row in rows]
 
 
 def expected_tokens(depth: int, rates: list[float]) -> float:
