@@ -68,7 +68,9 @@ def main(args: argparse.Namespace) -> None:
 def load_draft(name: str, dtype: str):
     config = QUANTISATIONS[name]
     settings = {} if config is None else {"quantization_config": config}
-    return AutoModel.from_pretrained(MINI / "draft", dtype=dtype, **settings).eval()
+    draft = AutoModel.from_pretrained(MINI / "draft", dtype=dtype, **settings).eval()
+    draft.generation_config.draft_level_cost = None  # the same tree in every cycle
+    return draft
 
 
 def size_of(name: str) -> int:

@@ -50,6 +50,7 @@ def write_drafts(args: argparse.Namespace) -> dict[str, Path]:
     for percent in args.percents:
         kept = frequent_tokens(counts, round(vocab_size * percent / 100), special_ids)
         draft = AutoModel.from_pretrained(MINI / "draft", dtype="auto")
+        draft.generation_config.draft_level_cost = None  # the same tree in every cycle
         name = f"tokens_{len(kept)}"
         paths[name] = args.output_dir / name
         draft.truncate_vocabulary(None if len(kept) == vocab_size else kept).save_pretrained(paths[name])
