@@ -10,6 +10,7 @@ import time
 import pytest
 
 from transformers_griffin.cli import main
+from transformers_griffin.cli.bench import DraftArgument
 from transformers_griffin.evaluation import BenchmarkResults
 
 
@@ -125,3 +126,17 @@ def test_a_killed_run_goes_on_and_measures_every_answer_once(pair, prompts, tmp_
     assert BenchmarkResults.load(output).is_complete
     assert main(command) == 0
     assert path.read_text().splitlines() == after
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("my-draft", ("my-draft", "my-draft", None)),
+        ("a=drafts/b@10/5/2", ("a", "drafts/b", (10, 5, 2))),
+        ("a=drafts/b@10/5/2/0.25", ("a", "drafts/b", (10, 5, 2, 0.25))),
+        ("user/draft@main", ("draft@main", "user/draft@main", None)),
+    ],
+)
+def test_a_draft_is_named_with_its_tree_and_the_cost_of_a_level(text, expected):
+    argument = DraftArgument.parse(text)
+    assert (argument.name, argument.path, argument.tree) == expected
