@@ -102,8 +102,8 @@ def test_the_page_offers_the_drafts_own_tree_and_sends_nothing_home(pair):
     page = build_page(pair)
     sliders = {block.label: block.value for block in page.blocks.values() if isinstance(block, gr.Slider)}
     assert list(sliders.items())[:3] == [
-        ("Drafted tokens per cycle", 10),
-        ("Levels of the tree", 5),
+        ("Drafted tokens per cycle, at most", 10),
+        ("Levels of the tree, at most", 5),
         ("Width of a level", 2),
     ]
     assert page.analytics_enabled is False

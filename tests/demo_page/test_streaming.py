@@ -63,8 +63,9 @@ def test_a_character_of_several_tokens_arrives_whole(pair):
     assert [piece for piece, _ in progress.pieces] == ["é", "✓", "!"]
 
 
-def test_the_tree_of_the_settings_is_drafted(pair, prompt):
+def test_the_tree_of_the_settings_is_drafted(pair, prompt, monkeypatch):
     before = pair.draft.generation_config
+    monkeypatch.setattr(before, "draft_level_cost", None)  # the whole tree in every cycle
     drafted = last_of(stream_answer(pair, prompt, TreeSettings(7, 4, 3), **SETTINGS))
     assert len(drafted.tree.tokens) == 8
     assert TreeSettings.of(pair.draft) == TreeSettings(7, 4, 3)

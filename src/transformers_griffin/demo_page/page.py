@@ -83,9 +83,16 @@ def build_page(pair: Pair) -> gr.Blocks:
         with gr.Accordion("Settings", open=True):
             with gr.Row():
                 num_draft_tokens = gr.Slider(
-                    1, MAX_NODES - 1, own.num_draft_tokens, step=1, label="Drafted tokens per cycle", elem_id="nodes"
+                    1,
+                    MAX_NODES - 1,
+                    own.num_draft_tokens,
+                    step=1,
+                    label="Drafted tokens per cycle, at most",
+                    elem_id="nodes",
                 )
-                depth = gr.Slider(1, MAX_DEPTH, own.depth, step=1, label="Levels of the tree", elem_id="depth")
+                depth = gr.Slider(
+                    1, MAX_DEPTH, own.depth, step=1, label="Levels of the tree, at most", elem_id="depth"
+                )
                 width = gr.Slider(1, highest_width, own.width, step=1, label="Width of a level", elem_id="width")
             with gr.Row():
                 max_new_tokens = gr.Slider(16, 512, 128, step=16, label="New tokens at most")
