@@ -5,8 +5,9 @@ Would it pay if every cycle chose its own depth? Ways to choose, simulated on an
     python trainers/mini_pair/simulate_depth.py --answers answers-T0.json --compiled --max_prompts 4 --depth 3
 
 The answers are those that `ablations.py` writes, of the pair that ships. Acceptance lengths are exact
-(`evaluation/tree_acceptance.py`), costs are shares of a cycle in examples/mini/bench_methods and, compiled, of
-examples/mini/bench, in plain steps.
+(`evaluation/tree_acceptance.py`), costs are shares of a cycle in examples/mini/bench_methods, in plain steps. Compiled
+ones are those of `fixed_compiled` in examples/mini/bench_sampled (T=0), with a first pass that costs as much more than
+others, and a token that costs as much, as without compilation.
 Parameters are chosen on one half of the prompts and judged on the other, both ways round.
 
 Measured: docs/evaluation.md, "No deeper than it pays?".
@@ -24,9 +25,10 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils import logging
 
-from transformers_griffin.decoding.adaptive_depth import AdaptiveDepth
+from transformers_griffin.decoding import adaptive_depth
 from transformers_griffin.decoding.candidate_generator import GriffinCandidateGenerator
 from transformers_griffin.decoding.draft_tree import pool_size
+from transformers_griffin.decoding.tree_settings import tokens_at_depth
 from transformers_griffin.evaluation import know_answers, paired_ratio_interval
 from transformers_griffin.evaluation.tree_acceptance import PathRanks, rank_paths
 
@@ -56,7 +58,7 @@ class Costs:
 
 
 EAGER = Costs(1.17, 0.033, 0.25, 0.19, 0.13)
-COMPILED = Costs(0.95, 0.025, 0.15, 0.122, 0.16)
+COMPILED = Costs(0.89, 0.033, 0.145, 0.11, 0.173)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -85,10 +87,32 @@ def main(args: argparse.Namespace) -> None:
         for i in judged_on:
             costs["oracle"][i] = cheapest(emitted[i], cost)
     tokens = [len(rows) for rows in confidence]
+    if args.constants:
+        print_constants(ranks, confidence, cost_of, level_cost)
     for name, spent in costs.items():
         low, high = paired_ratio_interval(tokens, spent, tokens, costs["fixed"])
         gain = sum(costs["fixed"]) / sum(spent) - 1
         print(f"{name:<12} SR {sum(tokens) / sum(spent):.3f} {gain:+.1%} [{low:+.1%}, {high:+.1%}]")
+
+
+def print_constants(
+    ranks: PathRanks, confidence: list[Confidence], cost_of: Callable[[int, int], float], level_cost: float
+) -> None:
+    """SR of the shipped tree with `draft_level_cost`, by the constants of `decoding/adaptive_depth.py`."""
+    sizes = {depth: tokens_at_depth(14, 6, 2, depth) for depth in (1, 2, 3, 6)}
+    cost = {depth: cost_of(size, depth) for depth, size in sizes.items()}
+    emitted = [
+        {d: (1 + (rows[:, d - 1, :d] < size).sum(dim=1)).tolist() for d, size in sizes.items()} for rows in ranks.ranks
+    ]
+    answers = list(zip(emitted, confidence, strict=True))
+    num_tokens = sum(map(len, confidence))
+    for prior, weight, decay in itertools.product((0.5, 0.6, 0.7), (1.0, 2.0), (0.6, 0.7, 0.8)):
+        with patch.multiple(adaptive_depth, PRIOR=prior, WEIGHT=weight, DECAY=decay):
+            spent = sum(play(e, c, cost, adaptive(6, level_cost)) for e, c in answers)
+        print(f"prior {prior} counts {weight:g} levels, decay {decay}: SR {num_tokens / spent:.3f}")
+    for depth in sizes:
+        fixed = sum(play(e, c, cost, lambda _, __, d=depth: d) for e, c in answers)  # type: ignore[misc]
+        print(f"{depth} levels in every cycle: SR {num_tokens / fixed:.3f}")
 
 
 def draft_everywhere(args: argparse.Namespace) -> tuple[PathRanks, list[Confidence]]:
@@ -150,7 +174,7 @@ def adaptive(most: int, level_cost: float) -> Choice:
     """What `draft_level_cost` does."""
 
     def choose(_: list[float], past: list[tuple[int, int]]) -> int:
-        chooser = AdaptiveDepth(most, level_cost, num_rows=1)
+        chooser = adaptive_depth.AdaptiveDepth(most, level_cost, num_rows=1)
         for depth, emitted in past[-32:]:  # older cycles count for nothing
             chooser.learn(depth, [emitted])
         return chooser.choose()
@@ -181,5 +205,6 @@ if __name__ == "__main__":
     parser.add_argument("--answers", type=Path, required=True)
     parser.add_argument("--max_prompts", type=int)
     parser.add_argument("--depth", type=int, default=8, help="levels of the deepest trees; all are two wide")
+    parser.add_argument("--constants", action="store_true", help="also vary how rates are estimated (tree 14/6/2)")
     parser.add_argument("--compiled", action="store_true", help="costs of compiled cycles")
     main(parser.parse_args())
