@@ -390,6 +390,22 @@ def test_generate_is_as_surprising_as_the_target(pair, name):
     assert abs(surprise(pair[0], processors_of(name), sequences)) < BOUND
 
 
+def test_generate_is_as_surprising_as_the_target_with_a_depth_that_adapts(pair, monkeypatch):
+    """What was sampled decides how deep the next tree is, and must not thereby decide what is sampled next."""
+    monkeypatch.setattr(pair[1].generation_config, "draft_level_cost", 0.3, raising=False)
+    depths = []
+    draft_tree = GriffinCandidateGenerator.draft_tree
+    monkeypatch.setattr(
+        GriffinCandidateGenerator,
+        "draft_tree",
+        lambda self, *a, **k: depths.append(self.depth) or draft_tree(self, *a, **k),
+    )
+    sequences, tau = generate_long(pair, "T=0.5", count=5)
+    assert len(set(depths)) >= 2
+    assert 1.2 < tau < 3.5
+    assert abs(surprise(pair[0], processors_of("T=0.5"), sequences)) < BOUND
+
+
 def test_the_released_rule_in_generate_is_found_out(pair, monkeypatch):
     """The same statistic of the same 500 tokens, with the released rule in the loop: tokens that top-p excludes."""
     monkeypatch.setattr(answer, "walk_path", wrong_at_leaves)
