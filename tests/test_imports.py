@@ -32,6 +32,7 @@ DECODING = (
     "draft_tree",
     "levels",
     "kernels",
+    "draft_head",
     "growing_layers",
     "transfers",
     "kv_cache",

@@ -12,6 +12,7 @@ from transformers import AutoModel
 
 from conftest import tiny_llama
 from transformers_griffin import GriffinDraftModel
+from transformers_griffin.decoding.draft_head import DraftHead
 
 
 TOKENS = [60, 3, 17, 4, 3]  # any order, one twice
@@ -32,11 +33,12 @@ def predictions(draft: GriffinDraftModel) -> torch.Tensor:
     return torch.randn(2, 5, draft.config.hidden_size)
 
 
-def assert_logits_are_those_of_the_map(draft: GriffinDraftModel, is_copied: bool) -> None:
-    predict = predictions(draft)
+def assert_logits_are_those_of_the_map(draft: GriffinDraftModel, is_copied: bool = True) -> DraftHead:
+    head, predict = DraftHead(draft), predictions(draft)
     expected = draft.compute_logits(predict)[..., draft.token_map]
-    assert (draft._draft_head is not None) == is_copied
-    torch.testing.assert_close(draft.draft_logits(predict), expected)
+    assert (head.copy is not None) == is_copied
+    torch.testing.assert_close(head.logits(predict), expected)
+    return head
 
 
 # ---------------------------------------------------------------------- the map
@@ -58,14 +60,14 @@ def test_tokens_that_end_answers_are_always_in_the_map(eos, expected):
 
 def test_none_lifts_the_restriction():
     _, draft = make_pair()
-    draft.gather_draft_head()
+    DraftHead(draft)
     draft.truncate_vocabulary(None)
     assert draft.token_map is None
     assert draft.config.draft_vocab_size is None
     assert draft.config.proposal_vocab_size == 61
     assert not any("token_map" in name for name in draft.state_dict())
     predict = predictions(draft)
-    assert torch.equal(draft.draft_logits(predict), draft.compute_logits(predict))
+    assert torch.equal(DraftHead(draft).logits(predict), draft.compute_logits(predict))
     ids = torch.tensor([5, 60])
     assert draft.to_target_ids(ids) is ids
 
@@ -109,7 +111,7 @@ def test_a_saved_map_of_another_target_is_refused(broken):
         f"`token_map[{index}]` of this draft is {broken[index]}, but its entries must be tokens of the target, from"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        draft.gather_draft_head()
+        DraftHead(draft)
 
 
 # ---------------------------------------------------------------------- the logits
@@ -120,76 +122,65 @@ def test_a_saved_map_of_another_target_is_refused(broken):
     [{}, {"logit_scale": 0.25}, {"final_logit_softcapping": 0.5}, {"tie_word_embeddings": True}],
     ids=lambda fields: next(iter(fields), "plain"),
 )
-@pytest.mark.parametrize("is_copied", [False, True])
-def test_draft_logits_are_the_logits_of_the_map(target_fields, is_copied):
+def test_drafting_computes_the_logits_of_the_map(target_fields):
     _, draft = make_pair(**target_fields)
-    if is_copied:
-        draft.gather_draft_head()
-    assert_logits_are_those_of_the_map(draft, is_copied)
+    assert_logits_are_those_of_the_map(draft)
 
 
 def test_the_heads_bias_is_copied_too():
     target, draft = make_pair()
     target.lm_head.bias = torch.nn.Parameter(torch.arange(61.0))
-    draft.gather_draft_head()
-    assert_logits_are_those_of_the_map(draft, is_copied=True)
+    assert_logits_are_those_of_the_map(draft)
 
 
 def test_only_the_rows_of_the_map_are_copied():
     target, draft = make_pair()
-    draft.gather_draft_head()
-    weight, bias = draft._draft_head
-    assert torch.equal(weight, target.lm_head.weight[TOKEN_MAP])
-    assert bias is None
+    copy = DraftHead(draft).copy
+    assert torch.equal(copy.weight, target.lm_head.weight[TOKEN_MAP])
+    assert (copy.bias, copy.scales) == (None, None)
 
 
 def test_a_head_with_an_adapter_is_read_as_a_whole():
     target = tiny_llama()
     adapted = get_peft_model(target, LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
     draft = GriffinDraftModel.from_target(target).truncate_vocabulary(TOKENS)
-    draft.gather_draft_head()
     assert_logits_are_those_of_the_map(draft, is_copied=False)
     # A merged adapter is in the head's own rows.
-    draft.bind(adapted.merge_and_unload()).gather_draft_head()
-    assert_logits_are_those_of_the_map(draft, is_copied=True)
+    draft.bind(adapted.merge_and_unload())
+    assert_logits_are_those_of_the_map(draft)
 
 
 def test_a_head_that_is_not_loaded_is_not_copied():
     with torch.device("meta"):
         target = tiny_llama()
     _, draft = make_pair()
-    draft.bind(target).gather_draft_head()
-    assert draft._draft_head is None
+    assert DraftHead(draft.bind(target)).copy is None
 
 
 def test_every_drafting_sees_the_head_as_it_is_in_the_same_memory():
     target, draft = make_pair()
-    draft.gather_draft_head()
-    memory = draft._draft_head[0].data_ptr()
+    memory = DraftHead(draft).copy.weight.data_ptr()
     with torch.no_grad():
         target.lm_head.weight.mul_(2.0)
     target.generate(torch.tensor([[5, 6]]), assistant_model=draft, max_new_tokens=3, pad_token_id=0)
-    assert draft._draft_head[0].data_ptr() == memory
-    assert_logits_are_those_of_the_map(draft, is_copied=True)
+    assert assert_logits_are_those_of_the_map(draft).copy.weight.data_ptr() == memory
 
 
 def test_another_targets_head_takes_the_place_of_the_copy():
     _, draft = make_pair()
-    draft.gather_draft_head()
+    first = DraftHead(draft)
     draft.bind(tiny_llama(seed=5))
-    assert_logits_are_those_of_the_map(draft, is_copied=False)
-    draft.gather_draft_head()
-    assert_logits_are_those_of_the_map(draft, is_copied=True)
+    assert assert_logits_are_those_of_the_map(draft).copy.weight is not first.copy.weight
 
 
 def test_rows_copied_in_inference_mode_can_be_copied_again():
     _, draft = make_pair()
     with torch.inference_mode():
-        draft.gather_draft_head()
-    draft.gather_draft_head()
+        DraftHead(draft)
+    DraftHead(draft)
     with torch.inference_mode():
-        draft.gather_draft_head()
-    assert_logits_are_those_of_the_map(draft, is_copied=True)
+        DraftHead(draft)
+    assert_logits_are_those_of_the_map(draft)
 
 
 # ---------------------------------------------------------------------- files
@@ -209,7 +200,7 @@ def test_the_map_travels_with_the_draft(tmp_path):
 def test_the_copied_rows_stay_out_of_the_files(tmp_path):
     _, draft = make_pair()
     names = draft.state_dict().keys()
-    draft.gather_draft_head()
+    DraftHead(draft)
     assert draft.state_dict().keys() == names
     assert "proposals.token_map" in names
 

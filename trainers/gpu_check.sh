@@ -6,10 +6,10 @@
 #   trainers/gpu_check.sh qwen2-7b runs/qwen2                another shape, another folder
 #   PYTHON=.venv/bin/python trainers/gpu_check.sh            another interpreter
 #
-# It measures cycle cost and memory at prompts of 512 and 16k, with the whole head, with 32k tokens of it, and the latter
-# with kernels; tree attention against sdpa at 8k; and the compaction's share of a cycle. Each of the three benchmarks
-# takes at most TIME_BUDGET seconds (default 480), the rest some minutes. Nothing is downloaded. The interpreter needs
-# torch with CUDA, transformers and pytest; where registries can be reached:
+# It measures cycle cost and memory at prompts of 512 and 16k, with the whole head, with 32k tokens of it, the latter
+# with kernels, and both in int8 with kernels; tree attention against sdpa at 8k; and the compaction's share of a cycle.
+# Each of the five benchmarks takes at most TIME_BUDGET seconds (default 300), the rest some minutes. Nothing is
+# downloaded. The interpreter needs torch with CUDA, transformers and pytest; where registries can be reached:
 #
 #   python3 -m venv .venv && .venv/bin/pip install -c constraints.txt torch && .venv/bin/pip install -e ".[test]"
 #
@@ -29,13 +29,15 @@ fi
 OUTPUT=${2:-runs/gpu}
 bench() {  # folder, kernels, further arguments
     TRANSFORMERS_GRIFFIN_KERNELS=$2 "$PYTHON" -m transformers_griffin.cli bench --synthetic "$SHAPE" \
-        --output "$OUTPUT/$1" --prompt-lengths 512 16384 --time-budget "${TIME_BUDGET:-480}" "${@:3}"
+        --output "$OUTPUT/$1" --prompt-lengths 512 16384 --time-budget "${TIME_BUDGET:-300}" "${@:3}"
 }
 SHAPE=${1:-llama-3-8b}
 bench all 0  # of the head that drafting reads
 bench 32768 0 --draft-vocab-size 32768
 if "$PYTHON" -c 'import triton' 2> /dev/null; then
     bench 32768-kernels 1 --draft-vocab-size 32768
+    bench 32768-kernels-int8 1 --draft-vocab-size 32768 --draft-head-dtype int8
+    bench all-kernels-int8 1 --draft-head-dtype int8
     CYCLE_MS=$("$PYTHON" -c 'import json, sys
 print(1000 * min(row["cycle_seconds"] for row in json.load(open(sys.argv[1]))["rows"]))' "$OUTPUT/32768/synthetic.json")
     "$PYTHON" trainers/benchmark_kernels.py --cycle_ms "$CYCLE_MS"  # for the compaction's share of a cycle

@@ -13,8 +13,8 @@ back as the next feature::
 It does not know trees, generation or losses. Embedding and LM head are the target's and are borrowed by reference
 ([`GriffinDraftModel.bind`]); a draft neither owns nor saves them.
 
-A draft may be allowed some of the target's tokens only ([`GriffinDraftModel.truncate_vocabulary`]). `draft_logits`
-then reads a copy of their rows of the head instead of the whole of it; what the target verifies stays as it is.
+A draft may be allowed some of the target's tokens only ([`GriffinDraftModel.truncate_vocabulary`]); what the target
+verifies stays as it is.
 
 Notation for shapes: `batch_size`; `seq_len` positions in this pass; `kv_len` positions seen; d = `hidden_size`.
 
@@ -219,8 +219,6 @@ class GriffinDraftModel(PreTrainedModel):
     _target_head: nn.Linear | None
     _logit_scale: float
     _logit_softcap: float | None
-    # Weight and bias of the head's rows in `token_map`, once they were gathered.
-    _draft_head: tuple[torch.Tensor, torch.Tensor | None] | None
 
     def __init__(self, config: GriffinDraftConfig):
         super().__init__(config)
@@ -267,14 +265,17 @@ class GriffinDraftModel(PreTrainedModel):
                 f"The target's embedding is {embedding_width} wide and its features are "
                 f"{self.config.hidden_size} wide. A draft needs both to be equal."
             )
-        if head is not self._target_head:
-            self.__dict__["_draft_head"] = None
         # Kept out of nn.Module's registry: borrowed, not owned.
         self.__dict__["_target_embedding"] = embedding
         self.__dict__["_target_head"] = head
         self.__dict__["_logit_scale"] = _logit_scale(text_config)
         self.__dict__["_logit_softcap"] = getattr(text_config, "final_logit_softcapping", None)
         return self
+
+    @property
+    def target_head(self) -> nn.Linear:
+        """The target's LM head. Raises a RuntimeError if the draft is not bound."""
+        return self._borrowed()[1]
 
     @property
     def is_bound(self) -> bool:
@@ -310,10 +311,11 @@ class GriffinDraftModel(PreTrainedModel):
             `torch.Tensor` of shape `(..., vocab_size)`, in the head's dtype and on its device. Logit scale and
             soft-capping of the target's configuration are applied, so that drafted probabilities are comparable.
         """
-        _, head = self._borrowed()
-        return self._scaled(head(moved_to(head, predict).to(head.weight.dtype)))
+        head = self.target_head
+        return self.scale_logits(head(moved_to(head, predict).to(head.weight.dtype)))
 
-    def _scaled(self, logits: torch.Tensor) -> torch.Tensor:
+    def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """Applies logit scale and soft-capping of the target's configuration to logits of any shape."""
         if self._logit_scale != 1.0:
             logits = logits * self._logit_scale
         if self._logit_softcap is not None:
@@ -321,9 +323,7 @@ class GriffinDraftModel(PreTrainedModel):
         return logits
 
     def _unbind(self) -> None:
-        self.__dict__.update(
-            _target_embedding=None, _target_head=None, _logit_scale=1.0, _logit_softcap=None, _draft_head=None
-        )
+        self.__dict__.update(_target_embedding=None, _target_head=None, _logit_scale=1.0, _logit_softcap=None)
 
     def _borrowed(self) -> tuple[nn.Embedding, nn.Linear]:
         if self._target_embedding is None or self._target_head is None:
@@ -381,7 +381,6 @@ class GriffinDraftModel(PreTrainedModel):
         token_map = None if token_ids is None else self._as_token_map(token_ids)
         self.proposals.token_map = token_map
         self.config.draft_vocab_size = None if token_map is None else len(token_map)
-        self.__dict__["_draft_head"] = None
         return self
 
     def _as_token_map(self, token_ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
@@ -402,36 +401,16 @@ class GriffinDraftModel(PreTrainedModel):
         eos_ids = [token for token in (eos if isinstance(eos, list) else [eos]) if token is not None]
         return torch.cat((ids.flatten().long().to(self.device), torch.tensor(eos_ids).long().to(self.device))).unique()
 
-    def gather_draft_head(self) -> None:
+    def check_token_map(self) -> None:
         """
-        Copies the rows of the target's head that drafting reads, as they are now; does nothing for whole vocabularies.
-
-        Every drafting begins with it, so a head that has changed (a merged adapter, training) is seen. Heads without
-        plain rows (offloaded, sharded, quantised, with an adapter) are not copied: `draft_logits` picks from their
-        logits.
-
-        Effects: the draft holds `draft_vocab_size` rows on the head's device, where they stay from call to call.
+        Does nothing for whole vocabularies.
 
         Raises:
             ValueError: if the saved token map does not belong to the target.
         """
         if self.token_map is None:
             return
-        _, head = self._borrowed()
-        self._check_token_map()
-        if not _has_plain_rows(head, self.config.vocab_size):
-            self.__dict__["_draft_head"] = None
-            return
-        old_weight, old_bias = self._draft_head or (None, None)
-        token_map = self.token_map.to(head.weight.device)
-        # Without gradient, but no inference tensors either: the next call may write to them.
-        with torch.inference_mode(False), torch.no_grad():
-            weight = _gather_rows(head.weight, token_map, old_weight)
-            bias = None if head.bias is None else _gather_rows(head.bias, token_map, old_bias)
-        self.__dict__["_draft_head"] = (weight, bias)
-
-    def _check_token_map(self) -> None:
-        ids, vocab_size = cast("torch.Tensor", self.token_map), self.config.vocab_size
+        ids, vocab_size = self.token_map, self.config.vocab_size
         is_bad = (ids < 0) | (ids >= vocab_size)
         is_bad[1:] |= ids[1:] <= ids[:-1]
         if is_bad.any():
@@ -442,27 +421,8 @@ class GriffinDraftModel(PreTrainedModel):
                 "`draft_vocab_size` was set by hand: call `draft.truncate_vocabulary(token_ids)`."
             )
 
-    def draft_logits(self, predict: torch.Tensor) -> torch.Tensor:
-        """
-        Like `compute_logits`, for the tokens that the draft can propose: what drafting chooses from.
-
-        Args:
-            predict (`torch.Tensor` of shape `(..., hidden_size)`): predict features.
-
-        Returns:
-            `torch.Tensor` of shape `(..., proposal_vocab_size)`. [`~GriffinDraftModel.to_target_ids`] tells which
-            token an entry is.
-        """
-        if self.token_map is None:
-            return self.compute_logits(predict)
-        if self._draft_head is None:
-            logits = self.compute_logits(predict)
-            return logits.index_select(-1, self.token_map.to(logits.device))
-        weight, bias = self._draft_head
-        return self._scaled(nn.functional.linear(predict.to(device=weight.device, dtype=weight.dtype), weight, bias))
-
     def to_target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
-        """The target's token ids for indices (any shape) into `draft_logits`."""
+        """The target's token ids for indices (any shape) into `token_map`."""
         return draft_ids if self.token_map is None else self.token_map.to(draft_ids.device)[draft_ids]
 
     # ------------------------------------------------------------------ making, saving, loading
@@ -482,7 +442,7 @@ class GriffinDraftModel(PreTrainedModel):
         # Made in the target's dtype: casting afterwards would round the rotary frequencies too.
         draft = cls._from_config(draft_config_for(target.config, **config_overrides), dtype=target.dtype)
         draft.config.target_name_or_path = target.config.name_or_path or None
-        _, head = draft.bind(target)._borrowed()
+        head = draft.bind(target).target_head
         # Offloaded weights are on the meta device.
         devices = [weight.device for weight in (*target.parameters(), head.weight) if not weight.is_meta]
         return draft.to(device=devices[-1]) if devices else draft
@@ -657,21 +617,6 @@ def draft_config_for(target_config: PreTrainedConfig, **overrides: Any) -> Griff
         "target_model_type": text.model_type,
     }
     return GriffinDraftConfig(**(fields | overrides))
-
-
-def _has_plain_rows(head: nn.Module, vocab_size: int) -> bool:
-    """Whether a head's logits are its weight's rows times its inputs, and all rows are here."""
-    weight = cast("torch.Tensor", head.weight)
-    is_plain = type(head).forward is nn.Linear.forward and type(weight) in (nn.Parameter, torch.Tensor)
-    return is_plain and not weight.is_meta and weight.shape[0] == vocab_size
-
-
-def _gather_rows(values: torch.Tensor, rows: torch.Tensor, old: torch.Tensor | None) -> torch.Tensor:
-    """Rows of `values`, in the memory of `old` where that fits: captured graphs go on reading it."""
-    shape = (len(rows), *values.shape[1:])
-    if old is None or (old.shape, old.dtype, old.device) != (shape, values.dtype, values.device):
-        old = values.new_empty(shape)
-    return torch.index_select(values.detach(), 0, rows, out=old)
 
 
 def moved_to(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from test_candidate_generator import (
 from transformers_griffin import GriffinCandidateGenerator, GriffinDraftModel
 from transformers_griffin.decoding import kernels
 from transformers_griffin.decoding.draft_tree import DraftTree
+from transformers_griffin.decoding.kernels import int8_linear
 from transformers_griffin.decoding.kernels.attention_function import TREE_IMPLEMENTATION
 
 
@@ -168,3 +169,20 @@ def test_drafts_that_the_attention_kernel_does_not_serve_are_grown_without(
         draft.set_attn_implementation("eager")
     with forced_kernels(monkeypatch):
         assert not generator_of(draft).packs_masks
+
+
+def test_a_head_in_int8_is_read_with_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    draft, calls = float_draft(), []
+    draft.generation_config.update(num_assistant_tokens=6, draft_tree_depth=3, draft_tree_top_k=2)
+    draft.generation_config.draft_head_dtype = "int8"
+    multiply = int8_linear.int8_linear
+
+    def spy(*args: torch.Tensor) -> torch.Tensor:
+        calls.append([args[0].shape[0], args[1].dtype])
+        return multiply(*args)
+
+    with forced_kernels(monkeypatch):
+        monkeypatch.setattr(int8_linear, "int8_linear", spy)
+        draft_rounds(GriffinCandidateGenerator(draft, batch_size=BATCH_SIZE), None, ragged=False, num_rounds=2)
+    a_round = [[BATCH_SIZE, torch.int8]] + [[2 * BATCH_SIZE, torch.int8]] * 2
+    assert calls == 2 * a_round

@@ -10,6 +10,7 @@ import pytest
 import torch
 from generation_helpers import assert_lossless, generate_both, golden_pair, golden_prompts
 
+from transformers_griffin.decoding.draft_head import DraftHead
 from transformers_griffin.evaluation import answer_hits
 from transformers_griffin.evaluation.cycle_trees import record_trees
 from transformers_griffin.evaluation.replay import know_answers, replay_acceptance
@@ -82,13 +83,18 @@ def test_tokens_outside_the_map_are_never_proposed():
     assert any(token % 2 for token in unrestricted)
 
 
-def test_proposals_are_the_best_tokens_of_the_map():
+def test_proposals_are_the_best_tokens_of_the_map(monkeypatch):
     """Children of the root, best first: what the whole head says of the map's tokens."""
     target, draft = truncated_pair()
     prompt = golden_prompts()[0]
     whole: list[torch.Tensor] = []
-    original = draft.draft_logits
-    draft.draft_logits = lambda predict: whole.append(draft.compute_logits(predict)) or original(predict)
+    original = DraftHead.logits
+
+    def logits(head, predict):
+        whole.append(draft.compute_logits(predict))
+        return original(head, predict)
+
+    monkeypatch.setattr(DraftHead, "logits", logits)
     (tree, *_) = drafted_trees((target, draft), prompt, max_new_tokens=4)
     of_the_map = whole[0][0, 0].clone()
     of_the_map[1::2] = -torch.inf

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from conftest import tiny_llama
 from transformers_griffin import GriffinDraftModel
+from transformers_griffin.decoding.draft_head import DraftHead
 
 
 QUANTISATIONS = {
@@ -113,7 +114,7 @@ def test_a_truncated_vocabulary_survives_quantisation(saved, name, tmp_path):
         assert loaded.token_map.tolist() == list(range(0, 61, 2))
         assert loaded.token_map.dtype == torch.long
     assert_same_answers(load_target(saved, name), back)
-    assert back._draft_head is not None
+    assert DraftHead(back).copy is not None
 
 
 def test_a_quantised_head_is_read_as_a_whole(saved):
@@ -121,10 +122,9 @@ def test_a_quantised_head_is_read_as_a_whole(saved):
     target = load_target(saved)
     quantize_(target.lm_head, Int8WeightOnlyConfig())
     draft = GriffinDraftModel.from_pretrained(saved / "draft").eval().bind(target).truncate_vocabulary([3, 9, 60])
-    draft.gather_draft_head()
-    assert draft._draft_head is None
-    predict = torch.randn(2, 64)
-    assert torch.equal(draft.draft_logits(predict), draft.compute_logits(predict)[:, [3, 9, 60]])
+    head, predict = DraftHead(draft), torch.randn(2, 64)
+    assert head.copy is None
+    assert torch.equal(head.logits(predict), draft.compute_logits(predict)[:, [3, 9, 60]])
 
 
 def test_adapters_on_a_quantised_target_and_on_a_quantised_draft(saved):

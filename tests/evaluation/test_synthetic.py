@@ -8,6 +8,7 @@ import torch
 from fake_time import FakeTime
 
 from transformers_griffin.cli import main
+from transformers_griffin.decoding.draft_head import DraftHead
 from transformers_griffin.evaluation import synthetic
 from transformers_griffin.evaluation.answers import TimedBatch, answer_batch
 from transformers_griffin.evaluation.synthetic import SyntheticResults, SyntheticRow, as_markdown, measure_synthetic
@@ -79,9 +80,8 @@ def test_cycle_cost_is_a_cycle_over_a_plain_step(monkeypatch):
 def test_a_synthetic_draft_may_propose_fewer_tokens():
     """16 of 512: the head that drafting reads is as small."""
     _, draft = build_pair("tiny", torch.float32, CPU, draft_vocab_size=16)
-    draft.gather_draft_head()
     assert draft.token_map.tolist() == list(range(16))
-    assert draft.draft_logits(torch.zeros(1, 64)).shape == (1, 16)
+    assert DraftHead(draft).logits(torch.zeros(1, 64)).shape == (1, 16)
     results = measure_synthetic(
         "tiny", torch.float32, CPU, prompt_lengths=(8,), compiles=False, repeats=1, new_tokens=8, draft_vocab_size=16
     )
@@ -89,6 +89,25 @@ def test_a_synthetic_draft_may_propose_fewer_tokens():
     assert as_markdown(results).splitlines()[0].endswith("(tokens/levels/width), 16 draft tokens")
     assert results.rows[0].tokens_per_cycle > 1
     assert results.as_dict()["weight_reads"]["draft_head_bytes"] == 16 * 64 * 4
+
+
+def test_a_synthetic_draft_may_read_the_head_in_int8():
+    _, draft = build_pair("tiny", torch.float32, CPU, draft_head_dtype="int8")
+    assert draft.generation_config.draft_head_dtype == "int8"
+    results = measure_synthetic(
+        "tiny",
+        torch.float32,
+        CPU,
+        prompt_lengths=(8,),
+        compiles=False,
+        repeats=1,
+        new_tokens=8,
+        draft_head_dtype="int8",
+    )
+    assert results.as_dict()["draft_head_dtype"] == "int8"
+    assert as_markdown(results).splitlines()[0].endswith("(tokens/levels/width), draft head in int8")
+    assert results.rows[0].tokens_per_cycle > 1
+    assert results.as_dict()["weight_reads"]["draft_head_bytes"] == 512 * (64 + 2)
 
 
 def test_the_table_says_what_the_floor_of_the_cost_is_and_that_it_is_computed():

@@ -65,3 +65,13 @@ def test_an_8b_target_takes_15_gb_a_step_and_its_draft_2_gb_a_pass():
     assert [size / 1e9 for size in sizes] == pytest.approx([15.01, 1.05, 2.02, 27.15], abs=0.03)
     assert reads.cycle_cost == pytest.approx(1.81, abs=0.005)
     assert weight_reads(target, draft, draft_vocab_size=32064).cycle_cost == pytest.approx(1.49, abs=0.006)
+    draft.generation_config.draft_head_dtype = "int8"
+    assert weight_reads(target, draft).cycle_cost == pytest.approx(1.60, abs=0.006)
+    assert weight_reads(target, draft, draft_vocab_size=32064).cycle_cost == pytest.approx(1.44, abs=0.006)
+
+
+def test_a_head_in_int8_is_a_byte_for_each_weight_and_a_scale_for_each_row():
+    target, draft = tiny_pair(is_tied=False)
+    draft.generation_config.draft_head_dtype = "int8"
+    assert weight_reads(target, draft).draft_head_bytes == 50 * (8 + 2)
+    assert weight_reads(target, draft, draft_vocab_size=10).draft_head_bytes == 10 * (8 + 2)

@@ -44,6 +44,9 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument(
         "--draft-vocab-size", metavar="N", type=positive_int, help="tokens that a --synthetic draft can propose"
     )
+    parser.add_argument(
+        "--draft-head-dtype", choices=("int8",), help="the LM head for drafting with --synthetic (default: as it is)"
+    )
     parser.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=64, help="default: %(default)s")
     parser.add_argument(
         "--compile",
@@ -94,7 +97,13 @@ def synthetic_pair(args: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
 
     dtype = getattr(torch, "bfloat16" if args.dtype == "auto" else args.dtype)
     device = torch.device(args.device or default_device())
-    target, draft = build_pair(args.synthetic, dtype, device, draft_vocab_size=args.draft_vocab_size)
+    target, draft = build_pair(
+        args.synthetic,
+        dtype,
+        device,
+        draft_vocab_size=args.draft_vocab_size,
+        draft_head_dtype=args.draft_head_dtype,
+    )
     prompt = torch.randint(target.config.vocab_size, (1, args.prompt_length), device=target.device)
     return target, draft, [(prompt, torch.ones_like(prompt))]
 

@@ -20,6 +20,7 @@ def add_options(parser: Any) -> None:
     group.add_argument(
         "--draft-vocab-size", metavar="N", type=positive_int, help="tokens that the draft can propose (default: all)"
     )
+    group.add_argument("--draft-head-dtype", choices=("int8",), help="the LM head for drafting (default: as it is)")
     group.add_argument(
         "--time-budget",
         metavar="SECONDS",
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         compiles=PLAIN_COMPILED in args.methods,
         time_budget=args.time_budget,
         draft_vocab_size=args.draft_vocab_size,
+        draft_head_dtype=args.draft_head_dtype,
         provenance=provenance({name: vars(args)[name] for name in ARGUMENTS}, device),
     )
     results.save(args.output)
@@ -56,4 +58,7 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(results.as_dict()))
 
 
-ARGUMENTS = ("synthetic", "prompt_lengths", "draft_vocab_size", "time_budget", "methods", "dtype", "device", "output")
+ARGUMENTS = (
+    *("synthetic", "prompt_lengths", "draft_vocab_size", "draft_head_dtype", "time_budget"),
+    *("methods", "dtype", "device", "output"),
+)

@@ -27,6 +27,7 @@ from transformers.utils import logging
 from ..modeling_griffin import GriffinDraftModel
 from . import kernels
 from .adaptive_depth import AdaptiveDepth
+from .draft_head import DraftHead, head_dtype
 from .draft_tree import CandidatePool, DraftTree, as_attention_mask, build_tree
 from .growing_layers import GrowingLayer
 from .kernels.attention_function import attn_implementation, can_read_packed_masks, reading_packed_masks
@@ -54,8 +55,8 @@ class GriffinCandidateGenerator(CandidateGenerator):
     Args:
         draft ([`GriffinDraftModel`]): bound to the target.
         generation_config ([`~transformers.GenerationConfig`], *optional*):
-            Source of the tree settings `num_assistant_tokens`, `draft_tree_depth`, `draft_tree_top_k` and
-            `draft_level_cost`; the draft's own by default.
+            Source of the tree settings `num_assistant_tokens`, `draft_tree_depth`, `draft_tree_top_k`,
+            `draft_level_cost` and of `draft_head_dtype`; the draft's own by default.
         batch_size (`int`, defaults to 1):
             Rows that share a forward of the target; the more, the smaller their trees ([`tokens_per_row`]).
 
@@ -70,9 +71,9 @@ class GriffinCandidateGenerator(CandidateGenerator):
         self, draft: GriffinDraftModel, generation_config: GenerationConfig | None = None, batch_size: int = 1
     ):
         self.draft = draft
-        draft.gather_draft_head()
-        vocab_size = draft.config.proposal_vocab_size
         generation_config = generation_config or draft.generation_config
+        self.head = DraftHead(draft, head_dtype(generation_config))
+        vocab_size = draft.config.proposal_vocab_size
         self.most_tokens, self.most_levels, self.top_k = tree_settings(generation_config, vocab_size)
         if batch_size > 1:
             self.most_tokens = tokens_per_row(generation_config, vocab_size, batch_size)
@@ -359,7 +360,7 @@ class GriffinCandidateGenerator(CandidateGenerator):
 
     def _grow_level(self, predict: torch.Tensor, beam: Beam, level: int) -> tuple[Beam, CandidatePool]:
         """The children that the draft proposes after every beam node, as the target's tokens, and the next beam."""
-        tokens, log_probs = propose_children(self.draft.draft_logits(predict), self.top_k)
+        tokens, log_probs = propose_children(self.head.logits(predict), self.top_k)
         tokens, log_probs = (t.to(self.draft.device) for t in (self.draft.to_target_ids(tokens), log_probs))
         if self.packs_masks:
             from .kernels import growth

@@ -22,6 +22,7 @@ Next: `metrics.py`.
 import torch
 from transformers import PreTrainedModel
 
+from ..decoding.draft_head import DraftHead, head_dtype
 from ..decoding.draft_tree import as_attention_mask
 from ..modeling_griffin import GriffinDraftModel
 from .replay import know_answers
@@ -55,6 +56,7 @@ def answer_hits(
         behind; [`chains`] cuts that off.
     """
     features = know_answers(target, [sequence[0]], [prompt_length]).features[:, :-1]
+    head = DraftHead(draft, head_dtype(draft.generation_config))
     tokens = sequence[0].to(draft.device)
     starts = torch.arange(prompt_length - 1, tokens.shape[0] - 2, device=draft.device)
     if len(starts) == 0:
@@ -63,7 +65,7 @@ def answer_hits(
         input_ids=tokens[None, 1:], features=features.to(device=draft.device, dtype=draft.dtype), use_cache=True
     )
     cache, predict, regress = output.past_key_values, output.predict[:, starts], output.regress[:, starts]
-    hits = [_is_found(draft, predict, tokens, starts + 2, top_k)]
+    hits = [_is_found(head, predict, tokens, starts + 2, top_k)]
 
     columns = torch.arange(tokens.shape[0] - 1, device=draft.device)
     itself = torch.eye(len(starts), dtype=torch.bool, device=draft.device)
@@ -78,12 +80,12 @@ def answer_hits(
             past_key_values=cache,
         )
         regress = output.regress
-        hits.append(_is_found(draft, output.predict, tokens, starts + n + 1, top_k))
+        hits.append(_is_found(head, output.predict, tokens, starts + n + 1, top_k))
     return torch.stack(hits, dim=1).cpu()
 
 
 def _is_found(
-    draft: GriffinDraftModel,
+    head: DraftHead,
     predict: torch.Tensor,
     tokens: torch.Tensor,
     indices: torch.Tensor,
@@ -91,8 +93,9 @@ def _is_found(
 ) -> torch.Tensor:
     """`(len(top_k), n_chains)`: whether the tokens at `indices` are among the k best; False behind the end."""
     is_inside = indices < len(tokens)
-    num_best = min(max(top_k), draft.config.proposal_vocab_size)
-    best = draft.to_target_ids(draft.draft_logits(predict[0]).topk(num_best, dim=-1).indices).to(tokens.device)
+    num_best = min(max(top_k), head.draft.config.proposal_vocab_size)
+    best = head.logits(predict[0]).topk(num_best, dim=-1).indices
+    best = head.draft.to_target_ids(best).to(tokens.device)
     is_best = best == tokens[indices.clamp(max=len(tokens) - 1)].unsqueeze(1)  # (n_chains, max k)
     return torch.stack([is_best[:, :k].any(dim=1) & is_inside for k in top_k])
 

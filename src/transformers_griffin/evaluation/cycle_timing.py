@@ -22,6 +22,7 @@ import torch
 
 from ..decoding import loop
 from ..decoding.candidate_generator import GriffinCandidateGenerator
+from ..decoding.draft_head import DraftHead
 from ..decoding.target_forward import TargetForward
 from ..modeling_griffin import GriffinDraftModel
 from .stopwatch import Stopwatch, wait_for
@@ -32,7 +33,7 @@ PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "prefill": ((TargetForward, "prefill"),),
     "draft": ((GriffinCandidateGenerator, "draft_tree"),),
     "draft_pass": ((GriffinDraftModel, "forward"),),
-    "draft_head": ((GriffinDraftModel, "draft_logits"),),
+    "draft_head": ((DraftHead, "logits"),),
     "verify": ((TargetForward, "verify"),),
     "accept": ((loop.Answer, "accept"),),
     "read": ((loop.Answer, "append"),),  # the host waits for the device here

@@ -19,6 +19,7 @@ from typing import Any
 from transformers import PreTrainedModel, StaticCache
 from transformers.generation.configuration_utils import CompileConfig
 
+from ..decoding.draft_head import head_dtype
 from ..decoding.tree_settings import level_cost, tree_settings
 from ..modeling_griffin import DEFAULT_TREE, GriffinDraftModel
 from .answers import CycleCounter
@@ -159,6 +160,7 @@ def _draft(name: str, draft: GriffinDraftModel) -> Decoder:
     cost = level_cost(draft.generation_config)
     size = draft.config.draft_vocab_size
     more = "" if size is None else f", proposes {size} of {draft.config.vocab_size} tokens"
+    more += "" if head_dtype(draft.generation_config) is None else ", drafts from the head in int8"
     more += "" if cost is None else f", depth adapts (level cost {cost:.3g})"
     method = Method(
         name,

@@ -79,6 +79,7 @@ class SyntheticResults:
     skipped: dict[int, str]  # prompt length -> why
     paper_cycle_cost: float | None
     draft_vocab_size: int | None = None  # tokens that the draft can propose; None is all
+    draft_head_dtype: str | None = None  # format in which drafting reads the head; None is the head's own
     weight_reads: WeightReads | None = None  # computed: the floor under the cycle cost
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -111,6 +112,7 @@ def measure_synthetic(
     new_tokens: int = 64,
     time_budget: float = 600.0,
     draft_vocab_size: int | None = None,
+    draft_head_dtype: str | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> SyntheticResults:
     """
@@ -126,6 +128,7 @@ def measure_synthetic(
         new_tokens (`int`, defaults to 64): tokens of an answer.
         time_budget (`float`, defaults to 600): seconds; a length is skipped if one like the last would end later.
         draft_vocab_size (`int`, *optional*): how many tokens the draft can propose; all when not given.
+        draft_head_dtype (`str`, *optional*): `"int8"`, or the head's own format.
         provenance (`dict`, *optional*): to store beside the results.
 
     Raises:
@@ -136,7 +139,9 @@ def measure_synthetic(
         raise ValueError(f"A prompt of {too_long[0]} tokens is too long: {MAX_POSITIONS - 2 * new_tokens} at most.")
     stopwatch = Stopwatch(torch.device("cpu"))
     begin = stopwatch.mark()
-    target, draft = build_pair(shape, dtype, device, draft_vocab_size=draft_vocab_size)
+    target, draft = build_pair(
+        shape, dtype, device, draft_vocab_size=draft_vocab_size, draft_head_dtype=draft_head_dtype
+    )
     rows: list[SyntheticRow] = []
     skipped: dict[int, str] = {}
     last_seconds = 0.0
@@ -158,6 +163,7 @@ def measure_synthetic(
         skipped=skipped,
         paper_cycle_cost=PAPER_CYCLE_COSTS.get(shape),
         draft_vocab_size=draft_vocab_size,
+        draft_head_dtype=draft_head_dtype,
         weight_reads=weight_reads(target, draft),
         provenance=provenance or {},
     )
@@ -280,8 +286,9 @@ def as_markdown(results: SyntheticResults) -> str:
     tree = "/".join(str(value) for value in results.tree.values())
     paper = "-" if results.paper_cycle_cost is None else f"{results.paper_cycle_cost:.2f}"
     vocabulary = "" if results.draft_vocab_size is None else f", {results.draft_vocab_size:,} draft tokens"
+    head = "" if results.draft_head_dtype is None else f", draft head in {results.draft_head_dtype}"
     lines = [
-        f"# {results.shape}, random weights, {results.dtype}, tree {tree} (tokens/levels/width){vocabulary}",
+        f"# {results.shape}, random weights, {results.dtype}, tree {tree} (tokens/levels/width){vocabulary}{head}",
         "",
         f"Target {results.target_parameters / 1e9:.2f} B parameters, draft {results.draft_parameters / 1e9:.3f} B, "
         f"{results.provenance.get('device', 'device not recorded')}. Cycle cost: one cycle over one plain step. "

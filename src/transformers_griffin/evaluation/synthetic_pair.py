@@ -72,7 +72,12 @@ AGREED_LEVELS = 4  # of a tree, where it is as deep: a typical tau for a trained
 
 
 def build_pair(
-    shape: str, dtype: torch.dtype, device: torch.device, seed: int = 0, draft_vocab_size: int | None = None
+    shape: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int = 0,
+    draft_vocab_size: int | None = None,
+    draft_head_dtype: str | None = None,
 ) -> tuple[PreTrainedModel, GriffinDraftModel]:
     """
     A random target and a random draft for it, made on the device: nothing passes through the host's memory.
@@ -83,6 +88,7 @@ def build_pair(
         device (`torch.device`): where they are made.
         seed (`int`, defaults to 0): of the weights.
         draft_vocab_size (`int`, *optional*): how many tokens the draft can propose; all when not given.
+        draft_head_dtype (`str`, *optional*): `"int8"`, or the head's own format.
 
     Raises:
         ValueError: if the shape is unknown, or has fewer tokens.
@@ -96,7 +102,8 @@ def build_pair(
     torch.manual_seed(seed)
     with torch.device(device):
         target = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-        draft = GriffinDraftModel.from_target(target).eval()
+        draft: Any = GriffinDraftModel.from_target(target).eval()
+        draft.generation_config.draft_head_dtype = draft_head_dtype
         return target, draft if draft_vocab_size is None else draft.truncate_vocabulary(range(draft_vocab_size))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..decoding.draft_head import head_dtype, row_bytes
 from ..modeling_griffin import GriffinDraftModel
 
 
@@ -50,14 +51,15 @@ def weight_reads(
 
     Args:
         target ([`~transformers.PreTrainedModel`]): the target.
-        draft ([`GriffinDraftModel`]): for it; its `generation_config` says how many levels a tree has.
+        draft ([`GriffinDraftModel`]):
+            For it; its `generation_config` says how many levels a tree has, and in which format the head is read.
         draft_vocab_size (`int`, *optional*): how many tokens a draft can propose; as many as this one when not given.
     """
     embedding: Any = target.get_input_embeddings().weight
     head: Any = target.get_output_embeddings().weight
     is_tied = embedding is head
-    row_bytes = head.nbytes // head.shape[0]
-    head_bytes = row_bytes * (draft_vocab_size or draft.config.proposal_vocab_size)
+    num_rows = draft_vocab_size or draft.config.proposal_vocab_size
+    head_bytes = num_rows * row_bytes(head, head_dtype(draft.generation_config))
     return WeightReads(
         step_bytes=sum(weight.nbytes for weight in target.parameters()) - (0 if is_tied else embedding.nbytes),
         draft_head_bytes=head_bytes,

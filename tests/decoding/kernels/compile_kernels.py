@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from transformers_griffin.decoding.kernels import accept_walk, compaction, growth, tree_attention
+from transformers_griffin.decoding.kernels import accept_walk, compaction, growth, int8_linear, tree_attention
 
 
 I64, F32, BF16 = "*i64", "*fp32", "*bf16"
@@ -59,6 +59,16 @@ KERNELS: dict[Any, tuple[dict[str, Any], dict[str, Any], dict[str, int]]] = {
         | {"pool_scores": F32, "scores": F32, "ancestors": "*u8"},
         {"RANK_BLOCK": 16, "BLOCK": 512},
         {"num_warps": 8},
+    ),
+    int8_linear._multiply: (
+        {"inputs": BF16, "weight": "*i8", "scales": BF16, "outputs": F32},
+        {
+            "WIDEN": False,
+            "BLOCK_INPUTS": 16,
+            "BLOCK_ROWS": int8_linear.BLOCK_ROWS,
+            "BLOCK_WIDTH": int8_linear.BLOCK_WIDTH,
+        },
+        {},
     ),
 }
 

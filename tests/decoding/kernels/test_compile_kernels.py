@@ -19,5 +19,5 @@ def test_kernels_compile_and_fit_the_shared_memory(capability, shared_memory):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     taken = json.loads(done.stdout.splitlines()[-1])
-    assert len(taken) == 6
+    assert len(taken) == 7
     assert max(taken.values()) <= shared_memory

@@ -8,6 +8,7 @@ from kernel_cases import DEVICE, random_tree
 
 from transformers_griffin.decoding.kernels import growth
 from transformers_griffin.decoding.kernels.compaction import move_path
+from transformers_griffin.decoding.kernels.int8_linear import int8_linear
 from transformers_griffin.decoding.kernels.packed_mask import pack_tree_mask
 from transformers_griffin.decoding.kernels.tree_attention import tree_attention
 
@@ -47,6 +48,11 @@ def tree_arguments(num_nodes: int) -> tuple[Any, ...]:
     return [tokens[:, :1].contiguous(), tokens, scores, parents], written, 2
 
 
+def head_arguments() -> tuple[Any, ...]:
+    inputs, scales = (torch.randn(*shape, device=DEVICE, dtype=torch.bfloat16) for shape in ((3, 16), (70,)))
+    return inputs, torch.randint(-127, 128, (70, 16), dtype=torch.int8, device=DEVICE), scales
+
+
 CASES = {
     "attention": (tree_attention, attention_arguments(torch.float32, sinks=False, softcap=None)),
     "attention with all options": (tree_attention, attention_arguments(torch.bfloat16, sinks=True, softcap=3.0)),
@@ -55,6 +61,7 @@ CASES = {
     "the first level": (growth._launch_grow, level_arguments(1)),
     "a level": (growth._launch_grow, level_arguments(3)),
     "a tree": (growth._launch_pick, tree_arguments(6)),
+    "a head in int8": (int8_linear, head_arguments()),
 }
 
 

@@ -7,6 +7,7 @@ GPU kernels (Triton) for the parts of a cycle that PyTorch does in many small st
     compaction.py          the accepted path in all layers' caches     reference: `move_path_reference`
     accept_walk.py         the path that the target accepts            reference: `accept_path`
     growth.py              a level of the tree, and the whole tree     references: `grow_level`, `build_tree`
+    int8_linear.py         the LM head in int8                         reference: `torch._weight_int8pack_mm`
 
 **Experimental, and off by default**: correct in Triton's interpreter, not yet measured on a GPU. Two ways to try them:
 

@@ -17,7 +17,7 @@ References: `grow_level` in `../levels.py`; `build_tree` in `../draft_tree.py`.
 
 Notation for shapes: `batch_size`; `beam` nodes of the level above (1 for the root, else k); `pool` candidates.
 
-Next: `../kv_cache.py`.
+Next: `int8_linear.py`.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs

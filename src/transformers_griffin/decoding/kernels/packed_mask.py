@@ -17,7 +17,7 @@ each kind of layer, whatever its columns mean.
 
 Notation for shapes: `batch_size`; `n_nodes` nodes that attend; `n_slots` tree slots; `words` = ceil(n_slots / 64).
 
-Next: `tree_attention.py`.
+Next: `product.py`.
 """
 
 import torch

@@ -29,11 +29,10 @@ import triton.language as tl
 
 from .device import device_limits, on_device_of
 from .packed_mask import BITS, NUM_BOUNDS, unpack_tree_mask
+from .product import MIN_SIDE, must_widen, product
 
 
-IS_INTERPRETED = triton.knobs.runtime.interpret
 LOG2_E = 1.4426950408889634
-MIN_SIDE = 16  # the smallest side of a matrix product in Triton
 
 
 @torch.library.custom_op("transformers_griffin::tree_attention", mutates_args=())
@@ -86,7 +85,7 @@ def tree_attention(
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
             kv_heads, n_nodes, kv_len, head_dim, value_dim, num_splits,
             HAS_SOFTCAP=softcap is not None,
-            WIDEN=IS_INTERPRETED and query.dtype == torch.bfloat16,
+            WIDEN=must_widen(query.dtype),
             GROUP=group,
             WORDS=mask.shape[-1] - NUM_BOUNDS,
             NUM_BOUNDS=NUM_BOUNDS,
@@ -224,7 +223,7 @@ def _add_slots(
     k = tl.load(
         k_start + far[None, :] * k_slot + dim[:, None], mask=is_slot[None, :] & (dim < head_dim)[:, None], other=0.0
     )
-    scores = _product(q, k, WIDEN) * scaling
+    scores = product(q, k, WIDEN) * scaling
     if HAS_SOFTCAP:
         scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)  # tanh(x) = 2 sigmoid(2x) - 1
     scores = tl.where(sees, scores * LOG2_E, -float("inf"))
@@ -237,16 +236,8 @@ def _add_slots(
         mask=is_slot[:, None] & (value_index < value_dim)[None, :],
         other=0.0,
     )
-    mixed = mixed * shrink[:, None] + _product(weights.to(v.dtype), v, WIDEN)
+    mixed = mixed * shrink[:, None] + product(weights.to(v.dtype), v, WIDEN)
     return new_highest, total * shrink + tl.sum(weights, axis=1), mixed
-
-
-@triton.jit
-def _product(a, b, WIDEN: tl.constexpr):
-    """A matrix product in fp32. The interpreter cannot multiply bf16 and widens it first, which changes no product."""
-    if WIDEN:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_splits"])
