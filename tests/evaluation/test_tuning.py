@@ -10,6 +10,7 @@ from cheap_compiler import cheap_compiler
 from fake_time import FakeTime, oracle_pair
 
 from transformers_griffin import GriffinCandidateGenerator
+from transformers_griffin.decoding.draft_head import DraftHead
 from transformers_griffin.evaluation.answers import TimedBatch, answer_batch
 from transformers_griffin.evaluation.tree_acceptance import PathRanks, TreeSettings
 from transformers_griffin.evaluation.tree_costs import CostCurves, TreeGrid, draft_has
@@ -123,6 +124,21 @@ def test_a_batch_takes_as_many_cycles_as_its_longest_row():
     candidate = _expect(TreeSettings(1, 1, 1), ranks, curves, answers)
     assert candidate.expected_tokens_per_second == pytest.approx(11 / 14)
     assert candidate.expected_tau == 2
+
+
+def test_every_tree_is_run_with_the_format_in_which_the_draft_reads_the_head(pair, monkeypatch):
+    target, draft, batches = pair
+    draft.generation_config.draft_head_dtype = "int8"
+    formats, make = set(), DraftHead.__init__
+
+    def spy(head, draft, dtype=None):
+        formats.add(dtype)
+        make(head, draft, dtype)
+
+    monkeypatch.setattr(DraftHead, "__init__", spy)
+    tune_tree(target, draft, batches, TreeGrid((2,), (2,), (1,)), num_finalists=1, **SETTINGS)
+    assert formats == {"int8"}
+    assert draft.generation_config.draft_head_dtype == "int8"
 
 
 def test_no_prompt_is_refused(pair):

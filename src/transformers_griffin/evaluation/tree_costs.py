@@ -10,6 +10,7 @@ tokens, others over levels and width. Between measured points the curves are str
 Next: `tuning.py`.
 """
 
+import copy
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -199,9 +200,11 @@ def _curves(cycles: Mapping[TreeSettings, list[CycleTime]], outside: float) -> C
 
 @contextmanager
 def draft_has(draft: GriffinDraftModel, tree: TreeSettings, batch_size: int = 1) -> Iterator[None]:
-    """While open, the draft drafts such trees for every row of a batch."""
+    """While open, the draft drafts such trees for every row of a batch; its other settings stay."""
     own = draft.generation_config
-    draft.generation_config = GenerationConfig(**vars(tree), draft_tree_batch_size=batch_size)
+    draft.generation_config = config = copy.deepcopy(own)
+    tree.write_to(config)
+    config.draft_tree_batch_size = batch_size  # type: ignore[attr-defined]  # takes any name
     try:
         yield
     finally:
