@@ -17,6 +17,7 @@ Notation for shapes: `roots` positions of an answer; `depth` of the deepest tree
 Next: `tree_costs.py`.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,12 @@ class TreeSettings:
         """Makes them those of a draft."""
         for name, value in vars(self).items():
             setattr(generation_config, name, value)
+
+    def copied_into(self, generation_config: GenerationConfig) -> GenerationConfig:
+        """A draft's generation config with this tree; everything else in it stays."""
+        config = copy.deepcopy(generation_config)
+        self.write_to(config)
+        return config
 
     def __str__(self) -> str:
         levels = f"{self.draft_tree_depth} levels" + (" at most" if self.draft_level_cost is not None else "")
@@ -99,8 +106,9 @@ def rank_paths(
         top_k (`int`): width of all trees.
         roots_at_once (`int`, defaults to 32): trees drafted together; more take more memory.
     """
-    tree = GenerationConfig(num_assistant_tokens=depth, draft_tree_depth=depth, draft_tree_top_k=top_k)
-    generator = GriffinCandidateGenerator(draft, tree)
+    generator = GriffinCandidateGenerator(
+        draft, TreeSettings(depth, depth, top_k).copied_into(draft.generation_config)
+    )
     ranks = []
     for answer in answers:
         chunks = [

@@ -10,7 +10,6 @@ tokens, others over levels and width. Between measured points the curves are str
 Next: `tuning.py`.
 """
 
-import copy
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -202,9 +201,8 @@ def _curves(cycles: Mapping[TreeSettings, list[CycleTime]], outside: float) -> C
 def draft_has(draft: GriffinDraftModel, tree: TreeSettings, batch_size: int = 1) -> Iterator[None]:
     """While open, the draft drafts such trees for every row of a batch; its other settings stay."""
     own = draft.generation_config
-    draft.generation_config = config = copy.deepcopy(own)
-    tree.write_to(config)
-    config.draft_tree_batch_size = batch_size  # type: ignore[attr-defined]  # takes any name
+    draft.generation_config = tree.copied_into(own)
+    draft.generation_config.draft_tree_batch_size = batch_size  # type: ignore[attr-defined]  # takes any name
     try:
         yield
     finally:
