@@ -38,6 +38,7 @@ def main() -> None:
         "compaction": time_compaction(args),
         "accept_walk": time_walk(args),
         "growth": time_growth(args),
+        "int8_head": time_head(args),
     }
     for name, row in measured.items():
         print(f"{name:16s}" + "".join(f"  {key} {value}" for key, value in row.items()))
@@ -202,6 +203,26 @@ def time_growth(args: argparse.Namespace) -> dict[str, float | None]:
         draft_tree.build_tree(root, pool, args.nodes, args.depth)
 
     return compare(args, with_kernels, with_pytorch)
+
+
+def time_head(args: argparse.Namespace) -> dict[str, float | None]:
+    """The LM head of a level in int8, against the head itself."""
+    from transformers_griffin.decoding.kernels.int8_linear import int8_linear
+
+    width = args.heads * args.head_dim
+    inputs = torch.randn(args.top_k, width, device=args.device, dtype=getattr(torch, args.dtype))
+    weight = torch.randint(-127, 128, (args.vocab, width), device=args.device, dtype=torch.int8)
+    scales = torch.rand(args.vocab, device=args.device, dtype=torch.bfloat16) / width
+    head = weight.to(inputs.dtype) * scales.to(inputs.dtype).unsqueeze(1)
+
+    def with_kernel() -> torch.Tensor:
+        return int8_linear(inputs.bfloat16(), weight, scales)
+
+    def with_pytorch() -> torch.Tensor:
+        return torch.nn.functional.linear(inputs, head)
+
+    difference = (with_kernel() - with_pytorch().float()).abs().max().item()
+    return compare(args, with_kernel, with_pytorch) | {"largest_difference": difference}
 
 
 if __name__ == "__main__":

@@ -105,6 +105,8 @@ class CompiledCandidateGenerator(GriffinCandidateGenerator):
         capacity = max_length + self.path_length + self.most_levels * self.top_k
         self.capacity = capacity + -capacity % CAPACITY_STEP
         self.ends = torch.zeros(batch_size, 1, dtype=torch.long, device=draft.device)  # pairs of each row
+        for tensor in self.head.copy.tensors if self.head.copy else []:
+            torch._dynamo.mark_static_address(tensor)  # a captured graph reads it where it is
 
     def _draft(
         self,

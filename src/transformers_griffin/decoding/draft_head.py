@@ -73,6 +73,11 @@ class HeadCopy:
     bias: torch.Tensor | None  # (rows,)
     scales: torch.Tensor | None  # (rows,), of weights in int8
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All that drafting reads."""
+        return [tensor for tensor in (self.weight, self.bias, self.scales) if tensor is not None]
+
 
 _copies: "WeakKeyDictionary[GriffinDraftModel, HeadCopy]" = WeakKeyDictionary()
 
@@ -151,21 +156,20 @@ def int8_linear(inputs: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor
 def _copy_rows(draft: GriffinDraftModel, is_int8: bool, old: HeadCopy | None) -> HeadCopy:
     """The rows that drafting reads, in the memory of an `old` copy where they fit in."""
     head = draft.target_head
-    if old is None or not _fits(old, draft, is_int8):
-        old = _room_for_copy(draft, is_int8)
+    copy = old if old is not None and _fits(old, draft, is_int8) else _room_for_copy(draft, is_int8)
     # Without gradient, but no inference tensors either: the next call may write to them.
     with torch.inference_mode(False), torch.no_grad():
         for place, tokens in _parts(draft):
             rows = head.weight[tokens]
-            if old.scales is not None:
+            if copy.scales is not None:
                 largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, dtype=torch.float32)
-                old.scales[place] = (largest / INT8_LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
-                scales = old.scales[place].float().unsqueeze(1)  # as they were rounded
+                copy.scales[place] = (largest / INT8_LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
+                scales = copy.scales[place].float().unsqueeze(1)  # as they were rounded
                 rows = (rows / scales).round().clamp(-INT8_LARGEST, INT8_LARGEST)
-            old.weight[place] = rows
-            if old.bias is not None:
-                old.bias[place] = head.bias[tokens]
-    return old
+            copy.weight[place] = rows
+            if copy.bias is not None:
+                copy.bias[place] = head.bias[tokens]
+    return copy
 
 
 def _fits(old: HeadCopy, draft: GriffinDraftModel, is_int8: bool) -> bool:
@@ -188,9 +192,6 @@ def _room_for_copy(draft: GriffinDraftModel, is_int8: bool) -> HeadCopy:
         )
         bias = None if head.bias is None else head.bias.new_empty(num_rows)
         scales = weight.new_empty(num_rows, dtype=SCALE_DTYPE) if is_int8 else None
-    for tensor in (weight, bias, scales):
-        if tensor is not None:
-            torch._dynamo.mark_static_address(tensor)
     return HeadCopy(head, weight, bias, scales)
 
 
