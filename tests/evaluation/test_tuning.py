@@ -10,7 +10,7 @@ from cheap_compiler import cheap_compiler
 from fake_time import FakeTime, oracle_pair
 
 from transformers_griffin import GriffinCandidateGenerator
-from transformers_griffin.decoding.draft_head import DraftHead
+from transformers_griffin.evaluation import tuning
 from transformers_griffin.evaluation.answers import TimedBatch, answer_batch
 from transformers_griffin.evaluation.tree_acceptance import PathRanks, TreeSettings
 from transformers_griffin.evaluation.tree_costs import CostCurves, TreeGrid, draft_has
@@ -126,19 +126,36 @@ def test_a_batch_takes_as_many_cycles_as_its_longest_row():
     assert candidate.expected_tau == 2
 
 
-def test_every_tree_is_run_with_the_format_in_which_the_draft_reads_the_head(pair, monkeypatch):
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_the_best_tree_is_run_with_the_head_in_another_format_too(pair, monkeypatch, dtype):
+    """
+    All else in the draft's own. On this clock both cost the same; the trees that were run first win.
+    """
     target, draft, batches = pair
-    draft.generation_config.draft_head_dtype = "int8"
-    formats, make = set(), DraftHead.__init__
+    draft.generation_config.draft_head_dtype = dtype
+    monkeypatch.setattr(tuning, "why_not_int8", lambda draft: None)
+    FakeTime(monkeypatch, target_forward=(10.0, 0.001), draft_pass=(0.1, 0.001))
+    result = tune_tree(target, draft, batches, GRID, num_finalists=1, **SETTINGS)
+    formats = [candidate.tree.draft_head_dtype for candidate in result.confirmed]
+    other = "int8" if dtype is None else None
+    assert (formats.count(dtype), formats.count(other)) == (4, 2)
+    with_other = {replace(c.tree, draft_level_cost=None) for c in result.confirmed if c.tree.draft_head_dtype == other}
+    assert with_other == {TreeSettings(4, 4, 4, draft_head_dtype=other)}
+    assert draft.generation_config.draft_head_dtype == result.best.tree.draft_head_dtype == dtype
 
-    def spy(head, draft, dtype=None):
-        formats.add(dtype)
-        make(head, draft, dtype)
 
-    monkeypatch.setattr(DraftHead, "__init__", spy)
-    tune_tree(target, draft, batches, TreeGrid((2,), (2,), (1,)), num_finalists=1, **SETTINGS)
-    assert formats == {"int8"}
+def test_another_format_that_is_faster_wins(pair, monkeypatch):
+    target, draft, batches = pair
+    monkeypatch.setattr(tuning, "why_not_int8", lambda draft: None)
+    speed = tuning.tokens_per_second
+    formats = iter([None, None, None, None, None, "int8", "int8"])  # plain decoding, and the finalists in order
+    monkeypatch.setattr(
+        tuning, "tokens_per_second", lambda answers: speed(answers) * (100 if next(formats) == "int8" else 1)
+    )
+    result = tune_tree(target, draft, batches, GRID, num_finalists=1, **SETTINGS)
+    assert result.best.tree.draft_head_dtype == "int8"
     assert draft.generation_config.draft_head_dtype == "int8"
+    assert str(result.best.tree).endswith(" wide, head in int8")
 
 
 def test_no_prompt_is_refused(pair):

@@ -3,7 +3,7 @@
 import argparse
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,7 @@ class DraftArgument:
 
 def load_all(args: argparse.Namespace, dtype: str) -> tuple[Any, list[Any]]:
     """The target and its methods in a dtype."""
+    from ..decoding.draft_head import head_dtype
     from ..evaluation.methods import make_decoders
     from ..evaluation.tree_acceptance import TreeSettings
 
@@ -178,6 +179,7 @@ def load_all(args: argparse.Namespace, dtype: str) -> tuple[Any, list[Any]]:
         draft = load_draft(given.path, target, dtype=target.dtype)
         draft.to(device)  # type: ignore[arg-type]  # transformers wraps `Module.to` untyped
         if given.tree is not None:
-            TreeSettings(*given.tree).write_to(draft.generation_config)  # type: ignore[arg-type]  # checked later
+            tree = TreeSettings(*given.tree)  # type: ignore[arg-type]  # checked later
+            replace(tree, draft_head_dtype=head_dtype(draft.generation_config)).write_to(draft.generation_config)
         drafts[given.name] = draft
     return target, make_decoders(target, args.methods, assistant, drafts, args.compile_drafts)

@@ -204,6 +204,26 @@ def _parts(draft: GriffinDraftModel) -> Iterator[tuple[slice, slice | torch.Tens
         yield place, place if token_map is None else token_map[place]
 
 
+def why_not_int8(draft: GriffinDraftModel) -> str | None:
+    """Why the head of a bound draft cannot be read in int8, or None."""
+    weight = cast("torch.Tensor", draft.target_head.weight)
+    if not _has_plain_rows(draft):
+        return "it is offloaded, sharded, quantised already or has an adapter"
+    if weight.shape[1] % INT8_INPUTS:
+        return f"features are {weight.shape[1]} wide, which is no multiple of {INT8_INPUTS}"
+    if not _has_operator(weight.device):
+        return f"on a device of type {weight.device.type!r} only the Triton kernels could, and they are not available"
+    return None
+
+
+def _reads_int8(draft: GriffinDraftModel) -> bool:
+    """Whether the head is read in int8, as it shall be; a warning says why not."""
+    why = why_not_int8(draft)
+    if why is not None:
+        logger.warning_once(f"`draft_head_dtype` is {INT8!r}, but the LM head is read as it is: {why}.")
+    return why is None
+
+
 def _has_plain_rows(draft: GriffinDraftModel) -> bool:
     """Whether the head's logits are its weight's rows times its inputs, and all rows are here."""
     head, weight = draft.target_head, cast("torch.Tensor", draft.target_head.weight)
@@ -211,23 +231,8 @@ def _has_plain_rows(draft: GriffinDraftModel) -> bool:
     return is_plain and not weight.is_meta and weight.shape[0] == draft.config.vocab_size
 
 
-def _reads_int8(draft: GriffinDraftModel) -> bool:
-    """Whether there is an operator for the head in int8; if not, a warning says why."""
-    weight = cast("torch.Tensor", draft.target_head.weight)
-    if not _has_plain_rows(draft):
-        why = "it is offloaded, sharded, quantised already or has an adapter"
-    elif weight.shape[1] % INT8_INPUTS:
-        why = f"features are {weight.shape[1]} wide, which is no multiple of {INT8_INPUTS}"
-    elif not _has_operator(weight.device):
-        why = f"on a device of type {weight.device.type!r} only the Triton kernels could, and they are not available"
-    else:
-        return True
-    logger.warning_once(f"`draft_head_dtype` is {INT8!r}, but the LM head is read as it is: {why}.")
-    return False
-
-
 def _has_operator(device: torch.device) -> bool:
     return device.type == "cpu" or kernels.available(device)
 
 
-__all__ = ["DraftHead", "HeadCopy", "head_dtype", "int8_linear", "row_bytes"]
+__all__ = ["INT8", "DraftHead", "HeadCopy", "head_dtype", "int8_linear", "row_bytes", "why_not_int8"]

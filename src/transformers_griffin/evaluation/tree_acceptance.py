@@ -27,6 +27,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicCache
 
 from ..decoding.candidate_generator import GriffinCandidateGenerator
+from ..decoding.draft_head import head_dtype
 from ..decoding.draft_tree import CandidatePool, pool_size
 from ..modeling_griffin import GriffinDraftModel
 from .replay import NO_TOKEN, KnownAnswers, grow_at
@@ -34,12 +35,13 @@ from .replay import NO_TOKEN, KnownAnswers, grow_at
 
 @dataclass(frozen=True, order=True)
 class TreeSettings:
-    """A tree, in the names of `draft.generation_config`."""
+    """A tree and how it is drafted, in the names of `draft.generation_config`."""
 
     num_assistant_tokens: int
     draft_tree_depth: int
     draft_tree_top_k: int
     draft_level_cost: float | None = None  # None: the same depth in every cycle
+    draft_head_dtype: str | None = None  # None: the head's own
 
     @classmethod
     def of(cls, generation_config: GenerationConfig) -> "TreeSettings":
@@ -60,7 +62,8 @@ class TreeSettings:
 
     def __str__(self) -> str:
         levels = f"{self.draft_tree_depth} levels" + (" at most" if self.draft_level_cost is not None else "")
-        return f"{self.num_assistant_tokens} tokens, {levels}, {self.draft_tree_top_k} wide"
+        head = "" if self.draft_head_dtype is None else f", head in {self.draft_head_dtype}"
+        return f"{self.num_assistant_tokens} tokens, {levels}, {self.draft_tree_top_k} wide{head}"
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,8 @@ def rank_paths(
         top_k (`int`): width of all trees.
         roots_at_once (`int`, defaults to 32): trees drafted together; more take more memory.
     """
-    generator = GriffinCandidateGenerator(
-        draft, TreeSettings(depth, depth, top_k).copied_into(draft.generation_config)
-    )
+    tree = TreeSettings(depth, depth, top_k, draft_head_dtype=head_dtype(draft.generation_config))
+    generator = GriffinCandidateGenerator(draft, tree.copied_into(draft.generation_config))
     ranks = []
     for answer in answers:
         chunks = [

@@ -6,7 +6,8 @@ Finds the draft tree that decodes fastest, for this target, draft, machine, dtyp
 3. Drafting once under every token of the answers tells how many cycles each tree would take (`tree_acceptance.py`).
 4. Cycles times cost: the expected speed of every tree. Acceptance lengths are exact, costs are read off curves.
 5. The best few and the draft's present tree run for real on the other half, interleaved with plain decoding, each also
-   with a depth that adapts (`decoding/adaptive_depth.py`). The fastest wins.
+   with a depth that adapts (`decoding/adaptive_depth.py`), and the best with the head in another format, too
+   (`decoding/draft_head.py`). The fastest wins.
 
 A tree is only worth having if it beats plain decoding in step 5; else the result says so. All of it can be done with
 compiled cycles, which have costs of their own; plain decoding then competes with and without compilation.
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..decoding.draft_head import INT8, head_dtype, why_not_int8
 from ..decoding.tree_settings import tokens_per_row, tree_settings
 from ..modeling_griffin import GriffinDraftModel
 from .answers import TimedBatch, answer_batch
@@ -102,7 +104,8 @@ def tune_tree(
         grid ([`TreeGrid`], *optional*): the trees to choose from, beside the draft's present one.
         max_new_tokens (`int`, defaults to 128): tokens of an answer, at most.
         num_finalists (`int`, defaults to 3):
-            Trees that are run for real, beside the present one, each also with adaptive depth.
+            Trees that are run for real, beside the present one, each also with adaptive depth, and the best of them
+            also with the head in int8, or as it is if the draft reads it in int8 now.
         num_probe_batches (`int`, defaults to 2): batches on which costs are measured.
         probe_tokens (`int`, defaults to 32): tokens of an answer there, at most.
         compiles (`bool`, defaults to `False`):
@@ -122,7 +125,10 @@ def tune_tree(
     batch_size = _common_size(batches)
     draft.bind(target)
     present = _present_tree(draft, batch_size)
-    trees = list(dict.fromkeys([*(grid or TreeGrid()).trees(draft.config.proposal_vocab_size), present]))
+    trees = (grid or TreeGrid()).trees(draft.config.proposal_vocab_size)
+    trees = list(
+        dict.fromkeys([*(replace(tree, draft_head_dtype=present.draft_head_dtype) for tree in trees), present])
+    )
     to_choose, to_confirm = batches[::2], batches[1::2] or batches
     steps: dict[str, float] = {}
     cycle_kwargs, num_warmups = (compiled_cycle(), NUM_WARMUPS) if compiles else ({}, 0)
@@ -141,6 +147,8 @@ def tune_tree(
         ranks = _rank_all(target, draft, to_choose, answers, trees)
     expected = [_expect(tree, ranks[tree.draft_tree_top_k], curves, answers) for tree in trees]
     finalists = _finalists(expected, present, num_finalists, curves)
+    if why_not_int8(draft) is None:
+        finalists += _with_other_head(finalists)
     with _timed(steps, "confirmation"):
         runs = _confirm(target, draft, to_confirm, finalists, max_new_tokens, compiles, generate_kwargs)
     speeds = {mode: tokens_per_second(answers) for mode, answers in runs.items()}
@@ -179,7 +187,8 @@ def _present_tree(draft: GriffinDraftModel, batch_size: int) -> TreeSettings:
     """What the draft has now, for each row of such a batch."""
     vocab_size = draft.config.proposal_vocab_size
     _, depth, width = tree_settings(draft.generation_config, vocab_size)
-    return TreeSettings(tokens_per_row(draft.generation_config, vocab_size, batch_size), depth, width)
+    num_tokens = tokens_per_row(draft.generation_config, vocab_size, batch_size)
+    return TreeSettings(num_tokens, depth, width, draft_head_dtype=head_dtype(draft.generation_config))
 
 
 # ---------------------------------------------------------------------- expectation
@@ -233,6 +242,16 @@ def _finalists(
         if cost is not None
     ]
     return fixed + adaptive
+
+
+def _with_other_head(finalists: Sequence[Candidate]) -> list[Candidate]:
+    """The best by expectation once more, with and without adaptive depth; what the other format costs is not known."""
+    best = finalists[0].tree
+    return [
+        Candidate(replace(finalist.tree, draft_head_dtype=None if best.draft_head_dtype else INT8), None, None)
+        for finalist in finalists
+        if replace(finalist.tree, draft_level_cost=None) == best
+    ]
 
 
 # ---------------------------------------------------------------------- real runs

@@ -112,6 +112,7 @@ def _shape(facts: DraftFacts) -> list[tuple[str, str]]:
     kind = f", type `{config.target_model_type}`" if config.target_model_type else ""
     outputs = "predict and regress outputs" if config.dual_head else "one output"
     depth = "" if tree.draft_level_cost is None else "; fewer levels where more do not pay"
+    head = "" if tree.draft_head_dtype is None else f"; reads the target's head in {tree.draft_head_dtype}"
     return [
         ("Target", f"{target}{kind}, hidden size {config.hidden_size}, vocabulary {config.vocab_size:,}"),
         *([] if config.draft_vocab_size is None else [("Proposes", f"{config.draft_vocab_size:,} frequent tokens")]),
@@ -120,7 +121,7 @@ def _shape(facts: DraftFacts) -> list[tuple[str, str]]:
         (
             "Tree",
             f"{tree.num_assistant_tokens} drafted tokens a cycle, {tree.draft_tree_depth} levels, "
-            f"{tree.draft_tree_top_k} tokens a level{depth}",
+            f"{tree.draft_tree_top_k} tokens a level{depth}{head}",
         ),
         ("Licence", licence.license_name or licence.license),
     ]
