@@ -129,16 +129,16 @@ def check_can_save(path: str) -> None:
 
 def describe(result: "TuningResult") -> str:
     """The trees that were run, what they cost, and what to do."""
-    lines = [f"{'tree':<40} {'tau':>5} {'expected':>9} {'measured tokens/s':>18}"]
+    lines = [f"{'tree':<50} {'tau':>5} {'expected':>9} {'measured tokens/s':>18}"]
     for candidate in result.confirmed:
         tau = "-" if candidate.tau is None else f"{candidate.tau:.2f}"
         speed = candidate.expected_tokens_per_second
         expected = "-" if speed is None else f"{speed:.1f}"
-        lines.append(f"{candidate.tree!s:<40} {tau:>5} {expected:>9} {candidate.tokens_per_second:>18.1f}")
+        lines.append(f"{candidate.tree!s:<50} {tau:>5} {expected:>9} {candidate.tokens_per_second:>18.1f}")
     plain = {"plain decoding": result.plain_tokens_per_second}
     if result.plain_compiled_tokens_per_second is not None:
         plain["plain decoding, compiled"] = result.plain_compiled_tokens_per_second
-    lines += [f"{name:<40} {'':>5} {'':>9} {speed:>18.1f}" for name, speed in plain.items()]
+    lines += [f"{name:<50} {'':>5} {'':>9} {speed:>18.1f}" for name, speed in plain.items()]
     costs = [f"{1000 * seconds:.1f} ms for {n} tokens" for n, seconds in result.curves.verify.items()]
     lines += ["", f"Verification: {', '.join(costs)}. {result.num_trees} trees compared."]
     speedup = f"{result.speedup_ratio:.2f}"

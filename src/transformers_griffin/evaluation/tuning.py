@@ -126,9 +126,8 @@ def tune_tree(
     draft.bind(target)
     present = _present_tree(draft, batch_size)
     trees = (grid or TreeGrid()).trees(draft.config.proposal_vocab_size)
-    trees = list(
-        dict.fromkeys([*(replace(tree, draft_head_dtype=present.draft_head_dtype) for tree in trees), present])
-    )
+    trees = [replace(tree, draft_head_dtype=present.draft_head_dtype) for tree in trees]
+    trees = list(dict.fromkeys([*trees, present]))
     to_choose, to_confirm = batches[::2], batches[1::2] or batches
     steps: dict[str, float] = {}
     cycle_kwargs, num_warmups = (compiled_cycle(), NUM_WARMUPS) if compiles else ({}, 0)
