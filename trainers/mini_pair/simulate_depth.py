@@ -5,9 +5,9 @@ Would it pay if every cycle chose its own depth? Ways to choose, simulated on an
     python trainers/mini_pair/simulate_depth.py --answers answers-T0.json --compiled --max_prompts 4 --depth 3
 
 The answers are those that `ablations.py` writes, of the pair that ships. Acceptance lengths are exact
-(`evaluation/tree_acceptance.py`), costs are shares of a cycle in examples/mini/bench_methods, in plain steps. Compiled
-ones are those of `fixed_compiled` in examples/mini/bench_sampled (T=0), with a first pass that costs as much more than
-others, and a token that costs as much, as without compilation.
+(`evaluation/tree_acceptance.py`), costs are shares of a cycle in plain steps: those of `fixed` and, compiled, of
+`fixed_compiled` in examples/mini/bench_sampled (T=0). What a token costs, and how much more a first pass than others, is
+taken from examples/mini/bench_methods, without compilation.
 Parameters are chosen on one half of the prompts and judged on the other, both ways round.
 
 Measured: docs/evaluation.md, "No deeper than it pays?".
@@ -57,8 +57,8 @@ class Costs:
         return self.verify + self.token * num_tokens + passes + self.rest
 
 
-EAGER = Costs(1.17, 0.033, 0.25, 0.19, 0.13)
-COMPILED = Costs(0.89, 0.033, 0.145, 0.11, 0.173)
+EAGER = Costs(1.29, 0.033, 0.23, 0.174, 0.153)
+COMPILED = Costs(0.971, 0.033, 0.122, 0.093, 0.168)
 
 
 def main(args: argparse.Namespace) -> None:
