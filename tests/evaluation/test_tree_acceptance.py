@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModel, AutoModelForCausalLM
 
 from transformers_griffin.decoding.draft_tree import CandidatePool
 from transformers_griffin.evaluation.replay import know_answers, replay_acceptance
@@ -47,10 +47,11 @@ def answers(pair):
 
 def test_ranks_give_the_cycles_of_every_tree(pair, answers):
     _, draft = pair
+    draft.generation_config.draft_head_dtype = None
     ranks = {top_k: rank_paths(draft, answers, depth=4, top_k=top_k, roots_at_once=7) for top_k in (1, 4)}
     taus = set()
     for tree in TREES:
-        config = GenerationConfig(**vars(tree))
+        config = tree.copied_into(draft.generation_config)
         expected = [replay_acceptance(draft, answer, config)[0] for answer in answers]
         found = ranks[tree.draft_tree_top_k].acceptance_lengths(tree.num_assistant_tokens, tree.draft_tree_depth)
         assert found == expected, tree

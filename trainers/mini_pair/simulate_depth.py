@@ -6,8 +6,8 @@ Would it pay if every cycle chose its own depth? Ways to choose, simulated on an
 
 The answers are those that `ablations.py` writes, of the pair that ships. Acceptance lengths are exact
 (`evaluation/tree_acceptance.py`), costs are shares of a cycle in plain steps: those of `fixed` and, compiled, of
-`fixed_compiled` in examples/mini/bench_sampled (T=0). What a token costs, and how much more a first pass than others, is
-taken from examples/mini/bench_methods, without compilation.
+`fixed_compiled` in examples/mini/bench_sampled (T=0). What a token costs, and how much more a first pass than others,
+is taken from examples/mini/bench_methods, without compilation.
 Parameters are chosen on one half of the prompts and judged on the other, both ways round.
 
 Measured: docs/evaluation.md, "No deeper than it pays?".
