@@ -113,7 +113,7 @@ ARCHITECTURES = (
     Architecture("GLM-4 MoE", "glm4_moe", MOE | {"head_dim": 8, "n_shared_experts": 1, "first_k_dense_replace": 1}),
     Architecture("ERNIE 4.5", "ernie4_5"),
     Architecture("Apertus", "apertus"),
-    Architecture("Arcee", "arcee"),
+    Architecture("Arcee", "arcee", seed=1),
     Architecture("NanoChat", "nanochat"),
     Architecture("MiniMax-M2", "minimax_m2", MOE | {"head_dim": 8}),
     Architecture("MiMo-V2, sinks, alternating windows", "mimo_v2_flash", MOE | ALTERNATING | {"head_dim": 8}),

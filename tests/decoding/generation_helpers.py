@@ -55,5 +55,16 @@ def assert_lossless(plain: ModelOutput, ours: ModelOutput, prompt_length: int) -
     assert max(cycles, default=1) > 1 or num_new < 6
 
 
+def assert_batch_lossless(pair: tuple[PreTrainedModel, GriffinDraftModel]) -> None:
+    """The ends of the golden prompts as a batch: same tokens, and in every row something was drafted and accepted."""
+    target, draft = pair
+    prompts = torch.cat([prompt[:, -5:] for prompt in golden_prompts()])
+    settings = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": 24, "do_sample": False}
+    plain = target.generate(prompts, **settings)
+    ours = target.generate(prompts, assistant_model=draft, return_dict_in_generate=True, **settings)
+    assert ours.sequences.tolist() == plain.tolist()
+    assert all(max(lengths) > 1 for lengths in ours.acceptance_lengths)
+
+
 def new_tokens(output: ModelOutput, prompt: torch.Tensor) -> list[int]:
     return output.sequences[0, prompt.shape[1] :].tolist()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, make_target
 from exactness import GREEDY
-from generation_helpers import assert_lossless, generate_both, golden_pair, golden_prompts
+from generation_helpers import assert_batch_lossless, assert_lossless, generate_both, golden_pair, golden_prompts
 from peft import LoraConfig, get_peft_model
 from test_compiled import backend_of, compiled
 
@@ -183,13 +183,7 @@ def test_the_drafts_are_nearly_those_of_the_head():
 
 
 def test_greedy_answers_of_a_batch_are_those_of_the_target():
-    target, draft = int8_pair()
-    prompts = torch.cat([prompt[:, -5:] for prompt in golden_prompts()])
-    settings = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": 24, "do_sample": False}
-    plain = target.generate(prompts, **settings)
-    ours = target.generate(prompts, assistant_model=draft, return_dict_in_generate=True, **settings)
-    assert ours.sequences.tolist() == plain.tolist()
-    assert all(max(lengths) > 1 for lengths in ours.acceptance_lengths)
+    assert_batch_lossless(int8_pair())
 
 
 def test_a_compiled_cycle_reads_it_and_is_compiled_once():

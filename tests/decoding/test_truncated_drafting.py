@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from generation_helpers import assert_lossless, generate_both, golden_pair, golden_prompts
+from generation_helpers import assert_batch_lossless, assert_lossless, generate_both, golden_pair, golden_prompts
 
 from transformers_griffin.decoding.draft_head import DraftHead
 from transformers_griffin.evaluation import answer_hits
@@ -41,13 +41,7 @@ def test_greedy_answers_are_those_of_the_target_with_half_of_its_tokens(prompt):
 
 
 def test_greedy_answers_of_a_batch_are_those_of_the_target_with_half_of_its_tokens():
-    target, draft = truncated_pair()
-    prompts = torch.cat([prompt[:, -5:] for prompt in golden_prompts()])
-    settings = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": 24, "do_sample": False}
-    plain = target.generate(prompts, **settings)
-    ours = target.generate(prompts, assistant_model=draft, return_dict_in_generate=True, **settings)
-    assert ours.sequences.tolist() == plain.tolist()
-    assert all(max(lengths) > 1 for lengths in ours.acceptance_lengths)
+    assert_batch_lossless(truncated_pair())
 
 
 def test_a_sampled_answer_with_a_seed_comes_again():
