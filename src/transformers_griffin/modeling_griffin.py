@@ -403,7 +403,7 @@ class GriffinDraftModel(PreTrainedModel):
 
     def check_token_map(self) -> None:
         """
-        Does nothing for whole vocabularies.
+        Checks the tokens that the draft may propose; there is nothing to check if these are all.
 
         Raises:
             ValueError: if the saved token map does not belong to the target.
