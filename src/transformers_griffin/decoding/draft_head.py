@@ -164,7 +164,7 @@ def _copy_rows(draft: GriffinDraftModel, is_int8: bool, old: HeadCopy | None) ->
             if copy.scales is not None:
                 largest = rows.abs().amax(dim=1).float()
                 copy.scales[place] = (largest / INT8_LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
-                steps = copy.scales[place].float().unsqueeze(1)  # as they were rounded: by less than half a step in 127
+                steps = copy.scales[place].float().unsqueeze(1)  # as rounded: 127 steps stay within 127.5
                 rows = rows.mul(steps.reciprocal()).round_()
             copy.weight[place] = rows
             if copy.bias is not None:
