@@ -206,3 +206,12 @@ def test_bench_needs_a_target_or_a_shape(capsys):
     assert capsys.readouterr().err == (
         "griffin bench: Give --target (and drafts for it with --draft), or --synthetic with a shape.\n"
     )
+
+
+@pytest.mark.parametrize("command", ["bench", "profile"])
+@pytest.mark.parametrize(("option", "value"), [("--draft-head-dtype", "int8"), ("--draft-vocab-size", "16")])
+def test_options_of_random_weights_are_refused_for_trained_ones(command, option, value, capsys):
+    args = [command, "--target", "some-target", "--draft", "some-draft", option, value]
+    assert main(args) == 1
+    error = capsys.readouterr().err
+    assert f"griffin {command}: {option} is {value}, but goes with --synthetic only." in error

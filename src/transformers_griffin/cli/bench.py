@@ -106,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
     quiet_transformers()
     if args.synthetic:
         return synthetic.run(args)
+    synthetic.refuse_options(args)
     if args.target is None:
         raise ValueError("Give --target (and drafts for it with --draft), or --synthetic with a shape.")
     names = [draft.name for draft in args.draft]

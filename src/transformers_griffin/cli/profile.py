@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from . import synthetic
 from .shared import (
     DTYPES,
     SHAPES,
@@ -71,6 +72,8 @@ def run(args: argparse.Namespace) -> None:
     quiet_transformers()
     if args.synthetic is None and (args.target is None or args.draft is None):
         raise ValueError("Give --target and --draft, or --synthetic with a shape.")
+    if args.synthetic is None:
+        synthetic.refuse_options(args)
     target, draft, batches = synthetic_pair(args) if args.synthetic else trained_pair(args)
     with agreeing_target() if args.synthetic else nullcontext():
         result = profile_cycles(

@@ -30,6 +30,18 @@ def add_options(parser: Any) -> None:
     )
 
 
+def refuse_options(args: argparse.Namespace) -> None:
+    """Raises a ValueError if there are options that only random weights have, but no --synthetic."""
+    for name in ("prompt_lengths", "draft_vocab_size", "draft_head_dtype"):
+        value = getattr(args, name, None)
+        if value is not None:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{option} is {value}, but goes with --synthetic only. What a draft proposes, and how it reads the "
+                "head, is said in its config.json and generation_config.json; --prompts and --prompt choose prompts."
+            )
+
+
 def run(args: argparse.Namespace) -> None:
     """Measures, writes OUTPUT/synthetic.json and synthetic.md, prints the table and the JSON object."""
     import torch
