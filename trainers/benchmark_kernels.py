@@ -210,7 +210,7 @@ def time_head(args: argparse.Namespace) -> dict[str, float | None]:
     from transformers_griffin.decoding.kernels.int8_linear import int8_linear
 
     width = args.heads * args.head_dim
-    inputs = torch.randn(args.top_k, width, device=args.device, dtype=getattr(torch, args.dtype))
+    inputs = torch.randn(args.top_k, width, device=args.device).bfloat16().to(getattr(torch, args.dtype))
     weight = torch.randint(-127, 128, (args.vocab, width), device=args.device, dtype=torch.int8)
     scales = torch.rand(args.vocab, device=args.device, dtype=torch.bfloat16) / width
     head = weight.to(inputs.dtype) * scales.to(inputs.dtype).unsqueeze(1)

@@ -19,4 +19,4 @@ def test_benchmark_runs_in_the_interpreter_and_invents_no_figures():
     assert set(measured) == {"tree_attention", "compaction", "accept_walk", "growth", "int8_head"}
     assert all(row["speedup"] is None and row["kernel_ms"] is None for row in measured.values())
     assert measured["tree_attention"]["largest_difference"] < 1e-5
-    assert measured["int8_head"]["largest_difference"] < 0.02  # inputs are rounded to bfloat16
+    assert measured["int8_head"]["largest_difference"] < 1e-4
