@@ -217,6 +217,7 @@ def test_greedy_answer_of_every_architecture_is_that_of_plain_decoding(architect
     draft = GriffinDraftModel.from_target(target)
     draft.generation_config.update(num_assistant_tokens=6, draft_tree_depth=3, draft_tree_top_k=2)
     draft.generation_config.draft_head_dtype = "int8"
+    assert DraftHead(draft, "int8").copy.weight.dtype == torch.int8
     prompt = torch.arange(3, 23).unsqueeze(0)
     plain, ours = (target.generate(prompt, **GREEDY, **more) for more in ({}, {"assistant_model": draft}))
     assert ours.sequences.tolist() == plain.sequences.tolist()
